@@ -1,0 +1,1 @@
+"""The engine: everything between a user's request and the compiled programs."""

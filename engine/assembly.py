@@ -1,0 +1,171 @@
+"""Puts an engine together from its options."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import jax
+
+from ..errors import OptionError
+from .buckets import Buckets
+from .checkpoint import read_generation_config
+from .core import EngineCore
+from .device_state import RunnerConfig
+from .logprobs import LogprobReader
+from .memory import plan_pages, reserve_gpu_memory
+from .model import ModelSpec, find_spec, load_weights
+from .options import EngineOptions
+from .output_processor import OutputProcessor
+from .page_pool import PagePool
+from .runner import ModelRunner
+from .sampling_params import SamplingParams
+from .scheduler import Scheduler, SchedulerConfig
+from .stats import EngineStats
+from .tokenizer import Tokenizer
+
+TOP_LOGPROBS = 20
+"""Likely tokens that a step returns; a request for more reads the whole vocabulary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """The parts of a running engine."""
+
+    options: EngineOptions
+    spec: ModelSpec
+    tokenizer: Tokenizer | None
+    runner: ModelRunner
+    scheduler: Scheduler
+    pool: PagePool
+    outputs: OutputProcessor
+    core: EngineCore
+    default_params: SamplingParams
+    eos_token_ids: frozenset[int]
+    started: float
+    """`time.monotonic()` at the start, seconds."""
+
+    def stats(self) -> EngineStats:
+        """Counts of requests, tokens, pages and programs, now."""
+        return EngineStats(
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            num_pages=self.pool.num_pages - 1,
+            pages_in_use=self.pool.num_pages - 1 - self.pool.num_free,
+            prefix_cache_queried_tokens=self.pool.queried_tokens,
+            prefix_cache_hit_tokens=self.pool.hit_tokens,
+            num_preemptions=self.scheduler.num_preemptions,
+            prompt_tokens=self.outputs.prompt_tokens,
+            generation_tokens=self.outputs.generation_tokens,
+            num_steps=self.core.num_steps,
+            programs_compiled=self.runner.programs.compiled,
+            ready=self.runner.programs.ready,
+            uptime=time.monotonic() - self.started,
+        )
+
+    def close(self) -> None:
+        """Aborts what runs, stops compiling and frees the device."""
+        self.core.abort_all()
+        self.runner.close()
+
+
+def assemble(options: EngineOptions) -> Assembly:
+    """Finds the model, starts compiling, and loads the weights meanwhile."""
+    started = time.monotonic()
+    reserve_gpu_memory(options.gpu_memory_utilization)
+    _use_compilation_cache(options.compilation_cache_dir)
+    spec = find_spec(options)
+    config = _runner_config(spec, options)
+    runner = ModelRunner(spec, config)
+    try:
+        tokenizer = None if options.skip_tokenizer_init else _load_tokenizer(spec, options)
+        runner.start(load_weights(spec, options))
+    except BaseException:
+        runner.close()
+        raise
+    pool = PagePool(config.num_pages, config.page_size)
+    scheduler = Scheduler(_scheduler_config(spec, config, options), pool)
+    reader = LogprobReader(runner, tokenizer, config.top_logprobs)
+    outputs = OutputProcessor(tokenizer, reader)
+    generation_config = {}
+    if options.generation_config == "auto":
+        generation_config = read_generation_config(spec.folder)
+    return Assembly(
+        options=options,
+        spec=spec,
+        tokenizer=tokenizer,
+        runner=runner,
+        scheduler=scheduler,
+        pool=pool,
+        outputs=outputs,
+        core=EngineCore(scheduler, runner, reader, outputs, spec.config.vocab_size),
+        default_params=SamplingParams.from_generation_config(generation_config),
+        eos_token_ids=_eos_token_ids(spec, tokenizer),
+        started=started,
+    )
+
+
+def _use_compilation_cache(folder: str | None) -> None:
+    """Turns on JAX's persistent cache, unless the program has set one itself."""
+    if folder is None or jax.config.jax_compilation_cache_dir:
+        return
+    if folder == "auto":
+        folder = str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "quire" / "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
+    on_cpu = jax.default_backend() == "cpu"
+    tokens = options.max_num_batched_tokens or (1024 if on_cpu else 8192)
+    seqs = options.max_num_seqs or min(64 if on_cpu else 256, tokens)
+    if seqs > tokens:
+        raise OptionError(
+            f"max_num_seqs={seqs} is above max_num_batched_tokens={tokens}, so not all sequences could "
+            "take a step together. Raise the second or lower the first."
+        )
+    config = RunnerConfig(
+        buckets=Buckets(seqs, tokens, growth=4 if on_cpu else 2),
+        num_pages=0,
+        page_size=options.page_size,
+        top_logprobs=min(TOP_LOGPROBS, spec.config.vocab_size),
+        compile_ahead=not options.enforce_eager,
+    )
+    return dataclasses.replace(config, num_pages=plan_pages(spec, config, options))
+
+
+def _scheduler_config(
+    spec: ModelSpec, config: RunnerConfig, options: EngineOptions
+) -> SchedulerConfig:
+    return SchedulerConfig(
+        max_num_seqs=config.buckets.max_num_seqs,
+        max_num_batched_tokens=config.buckets.max_num_batched_tokens,
+        max_model_len=spec.config.max_model_len,
+        enable_prefix_caching=options.enable_prefix_caching,
+        policy=options.scheduling_policy,
+    )
+
+
+def _load_tokenizer(spec: ModelSpec, options: EngineOptions) -> Tokenizer:
+    from .checkpoint import find_model
+
+    folder = spec.folder
+    if options.tokenizer is not None:
+        folder = find_model(
+            options.tokenizer,
+            revision=options.tokenizer_revision,
+            download_dir=options.download_dir,
+        )
+    return Tokenizer(folder)
+
+
+def _eos_token_ids(spec: ModelSpec, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Every token that ends a text: of the generation config, the config and the tokenizer."""
+    found: set[int] = set()
+    for source in (read_generation_config(spec.folder), spec.hf_config):
+        ids = source.get("eos_token_id")
+        found.update([ids] if isinstance(ids, int) else ids or ())
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    return frozenset(found)

@@ -1,0 +1,112 @@
+"""The compiled shapes: the only place that decides them."""
+
+import dataclasses
+import enum
+
+
+class Variant(enum.IntEnum):
+    """What a program does after the logits. A later one can stand in for an earlier one."""
+
+    GREEDY = 0
+    """Argmax."""
+    SAMPLED = 1
+    """Temperature, top_k, top_p, min_p, with one key a row."""
+    FULL = 2
+    """SAMPLED, and penalties, bias and log-probabilities."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled shape of the step."""
+
+    decode: bool
+    """True: one token a row. False: mixed, tokens of any rows."""
+    tokens: int
+    """T, the tokens it takes; equal to `rows` where `decode`."""
+    rows: int
+    """R, the rows it takes."""
+    variant: Variant
+
+    def covers(self, other: "Program") -> bool:
+        """Whether a batch for `other` can be padded to run here."""
+        return (
+            (other.decode or not self.decode)
+            and self.tokens >= other.tokens
+            and self.rows >= other.rows
+            and self.variant >= other.variant
+        )
+
+
+def _ladder(first: int, last: int, growth: int) -> tuple[int, ...]:
+    steps = []
+    while first < last:
+        steps.append(first)
+        first *= growth
+    return (*steps, last)
+
+
+class Auxiliary(enum.Enum):
+    """Programs beside the step, one shape each."""
+
+    PATCH_PAGES = enum.auto()
+    """Page-table entries that a step's buffer has no room for."""
+    WRITE_TABLES = enum.auto()
+    """Counts and bias of one slot."""
+    WRITE_BIAS = enum.auto()
+    """Bias of one slot."""
+    TOP_LOGPROBS = enum.auto()
+    """Log-probabilities of given tokens and of the likeliest, from hidden states."""
+    ALL_LOGPROBS = enum.auto()
+    """Log-probabilities of the whole vocabulary, from hidden states."""
+
+
+AUXILIARY_PATCHES = 1024
+"""Entries PATCH_PAGES writes at once."""
+AUXILIARY_TOKENS = 64
+"""Hidden states the two log-probability programs take at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The ladders of shapes between one row and the engine's limits."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    growth: int = 2
+    """Factor between neighbouring mixed shapes: 2 wastes little, 4 compiles less."""
+
+    @property
+    def decode_rows(self) -> tuple[int, ...]:
+        return _ladder(1, self.max_num_seqs, 2)
+
+    @property
+    def mixed_tokens(self) -> tuple[int, ...]:
+        smallest = min(64, self.max_num_batched_tokens)
+        return _ladder(smallest, self.max_num_batched_tokens, self.growth)
+
+    def decode(self, rows: int, variant: Variant) -> Program:
+        """The smallest decode program for `rows` rows."""
+        fitting = next(r for r in self.decode_rows if r >= rows)
+        return Program(decode=True, tokens=fitting, rows=fitting, variant=variant)
+
+    def mixed(self, tokens: int, variant: Variant) -> Program:
+        """The smallest mixed program for `tokens` tokens."""
+        fitting = next(t for t in self.mixed_tokens if t >= tokens)
+        rows = min(fitting, self.max_num_seqs)
+        return Program(decode=False, tokens=fitting, rows=rows, variant=variant)
+
+    def programs(self) -> list[Program]:
+        """All programs, in the order in which a fresh engine is likely to need them."""
+        return [
+            program
+            for variant in Variant
+            for program in (
+                *(self.mixed(tokens, variant) for tokens in self.mixed_tokens),
+                *(self.decode(rows, variant) for rows in self.decode_rows),
+            )
+        ]
+
+    @property
+    def largest(self) -> Program:
+        """The program with the largest temporaries."""
+        return self.mixed(self.max_num_batched_tokens, Variant.FULL)

@@ -1,0 +1,143 @@
+"""The loop: schedule, build, run, sample, emit. No user interface, no threads."""
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import EngineClosedError
+from . import token_masks
+from .buckets import Variant
+from .logprobs import LogprobReader
+from .output_processor import OutputProcessor, Sink
+from .request import Request, Sequence
+from .scheduler import Schedule, Scheduler
+from .step import StepOutput
+
+if TYPE_CHECKING:
+    from .runner import ModelRunner
+
+
+class EngineCore:
+    """Serves requests until none is left. One thread at a time may call it."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: "ModelRunner",
+        reader: LogprobReader,
+        outputs: OutputProcessor,
+        vocab_size: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._reader = reader
+        self._outputs = outputs
+        self._vocab_size = vocab_size
+        self._in_flight: deque[tuple[Schedule, StepOutput]] = deque()
+        self._requests: dict[str, Request] = {}
+        self._error: BaseException | None = None
+        self.num_steps = 0
+        """Steps dispatched since the start."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        return bool(self._in_flight) or self._scheduler.has_work
+
+    def add(self, request: Request, sink: Sink) -> None:
+        """Queues a request; `sink` gets its outputs. Raises MemoryBudgetError if it can never fit."""
+        self._check_alive()
+        self._scheduler.add(request)
+        self._requests[request.id] = request
+        self._outputs.open(request, sink)
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request now and frees its pages. False if it is not known, or no longer."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return False
+        self._scheduler.abort(request)
+        self._outputs.emit(request)
+        return True
+
+    def abort_all(self) -> None:
+        """Aborts every request."""
+        for request_id in list(self._requests):
+            self.abort(request_id)
+
+    def step(self) -> None:
+        """Dispatches one step and handles the tokens of the one before, while the device works."""
+        self._check_alive()
+        try:
+            schedule = self._scheduler.schedule()
+            if schedule is not None:
+                self._in_flight.append((schedule, self._dispatch(schedule)))
+                self.num_steps += 1
+            if self._in_flight and (schedule is None or len(self._in_flight) > 1):
+                self._collect(*self._in_flight.popleft())
+        except Exception as error:
+            self._error = error
+            raise
+
+    def recompute_all(self) -> None:
+        """Reads what is in flight, then makes every running sequence start over from its tokens."""
+        while self._in_flight:
+            self._collect(*self._in_flight.popleft())
+        self._scheduler.preempt_all()
+        self._scheduler.reset_prefix_cache()
+
+    def _check_alive(self) -> None:
+        if self._error is not None:
+            raise EngineClosedError(
+                f"the engine stopped after an error ({self._error!r}). Make a new one."
+            ) from self._error
+
+    def _dispatch(self, schedule: Schedule) -> StepOutput:
+        for sequence in schedule.admitted:
+            self._runner.admit(sequence, self._tables(sequence))
+        variant = Variant.GREEDY
+        for chunk in schedule.chunks:
+            request = chunk.sequence.request
+            variant = max(variant, request.variant)
+            if request.dynamic_bias:
+                self._refresh_bias(chunk.sequence, chunk.start + chunk.count)
+        return self._runner.run(schedule, variant)
+
+    def _tables(self, sequence: Sequence) -> tuple[np.ndarray, np.ndarray] | None:
+        if sequence.request.variant < Variant.FULL:
+            return None
+        position = len(sequence.tokens)
+        return (
+            token_masks.counts_row(sequence, self._vocab_size),
+            token_masks.bias_row(sequence, position, self._vocab_size),
+        )
+
+    def _refresh_bias(self, sequence: Sequence, position: int) -> None:
+        if token_masks.changes_now(sequence, position):
+            bias = token_masks.bias_row(sequence, position, self._vocab_size)
+            self._runner.write_bias(sequence.slot, bias)
+
+    def _collect(self, schedule: Schedule, output: StepOutput) -> None:
+        """Waits for a step's tokens and hands them to their sequences."""
+        tokens = np.asarray(output.tokens).tolist()
+        logprobs = self._reader.of_rows(schedule, output, tokens)
+        for sequence, start, prompt in self._reader.of_prompts(schedule, output):
+            if not sequence.request.finished:
+                self._outputs.accept_prompt(sequence.request, start, prompt)
+        touched: dict[Request, None] = {}
+        for row, chunk in enumerate(schedule.chunks):
+            sequence = chunk.sequence
+            if not chunk.samples or sequence.finished:
+                continue
+            self._scheduler.on_token(sequence, tokens[row])
+            ending = self._outputs.accept(sequence, tokens[row], row, logprobs)
+            if ending is not None:
+                self._scheduler.finish(sequence, *ending)
+            if ending is not None or sequence.request.streams:
+                touched[sequence.request] = None
+        for request in touched:
+            if request.finished:
+                del self._requests[request.id]
+            if request.finished or request.streams:
+                self._outputs.emit(request)

@@ -1,0 +1,103 @@
+"""What lives on the device between steps, and the small programs that edit it."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .buckets import Buckets
+
+if TYPE_CHECKING:
+    from .model import ModelSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeviceState:
+    """The state a step reads and returns. Every step donates it: never keep an old one.
+
+    N is the number of slots; row N is the null slot that padding rows own.
+    """
+
+    cache: tuple[tuple[Float[Array, "P S Hkv D"], Float[Array, "P S Hkv D"]], ...]
+    """K and V of each layer. Page 0 is the null page. Starts as zeros."""
+    last_token: Int[Array, "N+1"]
+    """The token each slot sampled last."""
+    page_table: Int[Array, "N+1 M"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenTables:
+    """Vocabulary-wide rows of each slot, for the FULL variant alone. Donated like `DeviceState`."""
+
+    counts: Int[Array, "N+1 V"]
+    """Twice the times a token was output, plus 1 where the prompt has it."""
+    bias: Float[Array, "N+1 V"]
+    """Added to the logits; -inf forbids a token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunnerConfig:
+    """The sizes an engine's device state and programs are built for. Counts, not bytes."""
+
+    buckets: Buckets
+    num_pages: int
+    page_size: int
+    top_logprobs: int
+    compile_ahead: bool
+
+    @property
+    def num_slots(self) -> int:
+        return self.buckets.max_num_seqs
+
+
+def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
+    """An empty state, made on the device. Zeros, since 0 * NaN would leak from an unwritten page."""
+    model = spec.config
+    shape = (config.num_pages, config.page_size, model.num_kv_heads, model.head_dim)
+    pages_per_row = -(-model.max_model_len // config.page_size)
+    zeros = functools.partial(jnp.zeros, shape, spec.dtype)
+    return DeviceState(
+        cache=tuple((zeros(), zeros()) for _ in range(model.num_layers)),
+        last_token=jnp.zeros(config.num_slots + 1, jnp.int32),
+        page_table=jnp.zeros((config.num_slots + 1, pages_per_row), jnp.int32),
+    )
+
+
+def new_tables(spec: "ModelSpec", config: RunnerConfig) -> TokenTables:
+    """Neutral tables: no counts, no bias."""
+    shape = (config.num_slots + 1, spec.config.vocab_size)
+    return TokenTables(counts=jnp.zeros(shape, jnp.int32), bias=jnp.zeros(shape, jnp.float32))
+
+
+def patch_page_table(
+    table: Int[Array, "N+1 M"], patches: Int[Array, "K 3"]
+) -> Int[Array, "N+1 M"]:
+    """Writes (slot, index, page) entries; those with a slot beyond the table are padding."""
+    return table.at[patches[:, 0], patches[:, 1]].set(patches[:, 2], mode="drop")
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def apply_patches(state: DeviceState, patches: Int[Array, "K 3"]) -> DeviceState:
+    """`patch_page_table` as a program of its own, for what a step has no room for. Donates `state`."""
+    return dataclasses.replace(state, page_table=patch_page_table(state.page_table, patches))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def write_table_rows(
+    tables: TokenTables, slot: Int[Array, ""], counts: Int[Array, "V"], bias: Float[Array, "V"]
+) -> TokenTables:
+    """Replaces both rows of a slot. Donates `tables`."""
+    return TokenTables(tables.counts.at[slot].set(counts), tables.bias.at[slot].set(bias))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def write_bias_row(
+    tables: TokenTables, slot: Int[Array, ""], bias: Float[Array, "V"]
+) -> TokenTables:
+    """Replaces the bias of a slot and keeps its counts. Donates `tables`."""
+    return dataclasses.replace(tables, bias=tables.bias.at[slot].set(bias))

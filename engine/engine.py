@@ -1,0 +1,311 @@
+"""`Engine`: text in, text out."""
+
+import contextlib
+import itertools
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..errors import EngineClosedError, OptionError, PromptError
+from . import beam_search, requests
+from .assembly import Assembly, assemble
+from .chat import as_conversations, render_chat
+from .interrupts import deferred_interrupts
+from .options import make_options
+from .outputs import RequestOutput
+from .progress import Progress
+from .prompts import Prompt, parse_prompts
+from .request import Request
+from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+from .stats import EngineStats
+from .weights import update_params
+
+Params = SamplingParams | BeamSearchParams
+
+
+class Engine:
+    """An LLM ready to generate. Also importable as `LLM`.
+
+    Thread-safe: calls from several threads share the device. Use it as a context manager, or call
+    `close`, to give the device memory back; garbage collection does so too.
+    """
+
+    def __init__(self, model: str | Path | None = None, **options: Any) -> None:
+        """Loads a model and starts compiling its programs.
+
+        Args:
+            model: Hugging Face id or local folder; None is the embedded demo model.
+            **options: the fields of `EngineOptions`; the documentation has a page on them.
+
+        Raises:
+            OptionError, ModelConfigError, UnsupportedModelError, CheckpointError, MemoryBudgetError.
+        """
+        name = str(model) if isinstance(model, Path) else model
+        self.options = make_options(name, **options)
+        self._lock = threading.RLock()
+        self._serial = itertools.count()
+        self._assembly: Assembly | None = assemble(self.options)
+        self._finalizer = weakref.finalize(self, self._assembly.close)
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: Params | Sequence[Params] | None = None,
+        *,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Completes prompts, all batched together.
+
+        Args:
+            prompts: text, token ids, a dict (`prompt` or `prompt_token_ids`, `cache_salt`), or a
+                list of those.
+            sampling_params: one for all, or one for each prompt; None takes the model's defaults.
+                `BeamSearchParams` run `beam_search`.
+            use_tqdm: shows progress and tokens per second.
+            priority: lower goes first, under `scheduling_policy="priority"`; one, or one each.
+
+        Returns:
+            One output a prompt, in their order.
+
+        Raises:
+            PromptError, OptionError: before anything is queued; the engine serves on.
+            KeyboardInterrupt: after Ctrl-C, with this call's requests aborted and the engine usable.
+        """
+        _refuse_adapter(lora_request)
+        if isinstance(sampling_params, BeamSearchParams):
+            return list(self.beam_search(prompts, sampling_params, use_tqdm=use_tqdm))
+        parsed = parse_prompts(prompts, self._running.tokenizer)
+        return self._generate(parsed, sampling_params, use_tqdm, priority)
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: bool = True,
+        lora_request: None = None,
+        *,
+        chat_template: str | Path | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers one conversation (a list of messages) or several (a list of those).
+
+        Args:
+            chat_template: text or path; None takes the engine's, then the tokenizer's own.
+            tools: function definitions for the template, in OpenAI's form.
+
+        Raises:
+            ChatTemplateError: no template, or it refuses the conversation; and as `generate`.
+        """
+        _refuse_adapter(lora_request)
+        prompts = self._chat_prompts(
+            messages,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        if isinstance(sampling_params, BeamSearchParams):
+            ids = [{"prompt": p.text, "prompt_token_ids": p.token_ids} for p in prompts]
+            return list(self.beam_search(ids, sampling_params, use_tqdm=use_tqdm))
+        return self._generate(prompts, sampling_params, use_tqdm, priority)
+
+    def beam_search(
+        self, prompts: Any, params: BeamSearchParams, *, use_tqdm: bool = False
+    ) -> list[RequestOutput]:
+        """The `beam_width` likeliest continuations of each prompt, best first, in `.outputs`."""
+        parsed = parse_prompts(prompts, self._running.tokenizer)
+        return beam_search.run(self, parsed, params, use_tqdm=use_tqdm)
+
+    def stream(
+        self, prompts: Any, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[RequestOutput]:
+        """Yields outputs as they come, each with the text and tokens new since the last one.
+
+        Outputs of several prompts interleave; their `request_id`s ascend in the order of the prompts.
+        Leaving the loop aborts what is not done.
+        """
+        parsed = parse_prompts(prompts, self._running.tokenizer)
+        return self._stream(parsed, sampling_params)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: SamplingParams | None = None,
+        **template: Any,
+    ) -> Iterator[RequestOutput]:
+        """`stream` for a conversation; `template` as the keywords of `chat`."""
+        return self._stream(self._chat_prompts(messages, **template), sampling_params)
+
+    def abort(self, request_id: str | Sequence[str]) -> None:
+        """Ends requests at once and frees their pages; unknown ids are ignored."""
+        for one in [request_id] if isinstance(request_id, str) else request_id:
+            with self._lock:
+                self._running.core.abort(one)
+
+    @property
+    def params(self) -> dict[str, jax.Array]:
+        """The weights, a JAX pytree: dotted name to array on the device."""
+        return self._running.runner.params
+
+    def update_params(self, params: Mapping[str, Any]) -> None:
+        """Takes new weights, of the names, shapes and types of `params`, in place of the old ones.
+
+        Running requests go on with the new weights from their tokens so far; the prefix cache is
+        dropped. Raises CheckpointError, before anything changes, where the tree does not match.
+        """
+        with self._lock:
+            update_params(self._running, params)
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights (Orbax), config and tokenizer to a new folder that `Engine(path)` loads."""
+        from .checkpoint import save_params
+
+        save_params(path, self.params, self._running.spec.folder)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes; requests that run are not disturbed."""
+        with self._lock:
+            return self._running.scheduler.reset_prefix_cache()
+
+    def stats(self) -> EngineStats:
+        """Counts of requests, tokens, pages and programs, now."""
+        with self._lock:
+            return self._running.stats()
+
+    def get_tokenizer(self) -> Any:
+        """The underlying `transformers` tokenizer; None with `skip_tokenizer_init`."""
+        tokenizer = self._running.tokenizer
+        return None if tokenizer is None else tokenizer.hf
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` uses without sampling_params."""
+        return self._running.default_params.clone()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every planned program is compiled. Serving does not wait for that."""
+        return self._running.runner.programs.ready
+
+    def wait_until_ready(self, timeout: float | None = None) -> bool:
+        """Blocks until `ready`; False after `timeout` seconds."""
+        return self._running.runner.programs.wait(timeout)
+
+    def close(self) -> None:
+        """Aborts everything and gives the device memory back. May be called twice."""
+        with self._lock:
+            self._finalizer()
+            self._assembly = None
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def _running(self) -> Assembly:
+        if self._assembly is None:
+            raise EngineClosedError("this engine was closed. Make a new one.")
+        return self._assembly
+
+    def _chat_prompts(
+        self, messages: Sequence[Any], *, chat_template: str | Path | None = None, **template: Any
+    ) -> list[Prompt]:
+        tokenizer = self._running.tokenizer
+        if tokenizer is None:
+            raise PromptError("chat needs a tokenizer, but skip_tokenizer_init=True was given.")
+        chosen = chat_template if chat_template is not None else self.options.chat_template
+        texts = [
+            render_chat(tokenizer, conversation, chat_template=chosen, **template)
+            for conversation in as_conversations(messages)
+        ]
+        return parse_prompts(texts, tokenizer, add_special_tokens=False)
+
+    def _submit(self, made: list[Request], sink: Any) -> None:
+        with self._lock:
+            for request in made:
+                self._running.core.add(request, sink)
+
+    def _make(
+        self,
+        prompts: list[Prompt],
+        params: Params | Sequence[Params] | None,
+        priority: int | Sequence[int] | None,
+        kind: RequestOutputKind,
+    ) -> list[Request]:
+        return requests.make(self._running, prompts, params, priority, kind, self._serial)
+
+    def _generate(
+        self,
+        prompts: list[Prompt],
+        params: Params | Sequence[Params] | None,
+        use_tqdm: bool,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        made = self._make(prompts, params, priority, RequestOutputKind.FINAL_ONLY)
+        done: dict[str, RequestOutput] = {}
+        with Progress(len(made), shown=use_tqdm) as progress:
+
+            def sink(output: RequestOutput) -> None:
+                done[output.request_id] = output
+                progress.add(output)
+
+            with self._aborting(made), deferred_interrupts() as check:
+                self._submit(made, sink)
+                while len(done) < len(made):
+                    self._step()
+                    check()
+        return [done[request.id] for request in made]
+
+    def _stream(
+        self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> Iterator[RequestOutput]:
+        pieces: list[RequestOutput] = []
+        made = self._make(prompts, params, None, RequestOutputKind.DELTA)
+
+        def iterate() -> Iterator[RequestOutput]:
+            left = len(made)
+            with self._aborting(made):
+                self._submit(made, pieces.append)
+                while left:
+                    with deferred_interrupts() as check:
+                        self._step()
+                        check()
+                    ready, pieces[:] = list(pieces), []
+                    for piece in ready:
+                        left -= piece.finished
+                        yield piece
+
+        return iterate()
+
+    def _step(self) -> None:
+        with self._lock:
+            self._running.core.step()
+
+    @contextlib.contextmanager
+    def _aborting(self, made: list[Request]) -> Iterator[None]:
+        """Aborts requests that an exception, Ctrl-C included, leaves behind."""
+        try:
+            yield
+        except BaseException:
+            if self._assembly is not None:
+                self.abort([request.id for request in made])
+            raise
+
+
+def _refuse_adapter(lora_request: object) -> None:
+    if lora_request is not None:
+        raise OptionError(f"lora_request={lora_request!r} is not supported yet. Leave it out.")
+
+

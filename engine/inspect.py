@@ -1,0 +1,45 @@
+"""Facts about a model, without its weights."""
+
+import dataclasses
+from typing import Any
+
+from .model import find_spec
+from .options import make_options
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What `quire info` prints."""
+
+    architecture: str
+    folder: str
+    dtype: str
+    num_parameters: int
+    weight_bytes: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_model_len: int
+    """Tokens; prompt and output together."""
+    kv_bytes_per_token: int
+
+
+def model_info(model: str | None = None, **options: Any) -> ModelInfo:
+    """Reads a model's config. Takes `Engine`'s arguments and raises its errors; loads no weights."""
+    spec = find_spec(make_options(model, **options))
+    config = spec.config
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return ModelInfo(
+        architecture=spec.architecture.__name__,
+        folder=str(spec.folder),
+        dtype=str(spec.dtype),
+        num_parameters=sum(shape.size for shape in spec.shapes.values()),
+        weight_bytes=spec.weight_bytes,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        max_model_len=config.max_model_len,
+        kv_bytes_per_token=per_token * spec.dtype.itemsize,
+    )

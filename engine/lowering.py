@@ -1,0 +1,80 @@
+"""From a program's name to something XLA can compile: every shape of an engine in one place."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from ..models import functional
+from . import sampler
+from .batch import Layout
+from .buckets import AUXILIARY_PATCHES, AUXILIARY_TOKENS, Auxiliary, Program, Variant
+from .device_state import (
+    RunnerConfig,
+    apply_patches,
+    new_state,
+    new_tables,
+    write_bias_row,
+    write_table_rows,
+)
+from .programs import Key
+from .step import make_step
+
+if TYPE_CHECKING:
+    from .model import ModelSpec
+
+
+class Lowering:
+    """Lowers the programs of one model at one set of sizes. Uses no device memory."""
+
+    def __init__(self, spec: "ModelSpec", config: RunnerConfig) -> None:
+        self._spec = spec
+        self._config = config
+        self._state = jax.eval_shape(lambda: new_state(spec, config))
+        self._tables = jax.eval_shape(lambda: new_tables(spec, config))
+
+    def __call__(self, key: Key) -> jax.stages.Lowered:
+        """The lowered program of `key`; its arguments are as in `make_step` or `device_state`."""
+        return self._step(key) if isinstance(key, Program) else self._auxiliary(key)
+
+    def _step(self, program: Program) -> jax.stages.Lowered:
+        page_size = self._config.page_size
+        step = make_step(
+            self._spec.graphdef,
+            program,
+            page_size=page_size,
+            top_logprobs=self._config.top_logprobs,
+        )
+        tables = self._tables if program.variant == Variant.FULL else None
+        packed = jax.ShapeDtypeStruct((Layout.of(program, page_size).size,), jnp.int32)
+        jitted = jax.jit(step, donate_argnums=(1, 2))
+        return jitted.lower(self._spec.shapes, self._state, tables, packed)
+
+    def _auxiliary(self, key: Auxiliary) -> jax.stages.Lowered:
+        vocab, width = self._spec.config.vocab_size, self._spec.config.hidden_size
+        slot = jax.ShapeDtypeStruct((), jnp.int32)
+        counts = jax.ShapeDtypeStruct((vocab,), jnp.int32)
+        bias = jax.ShapeDtypeStruct((vocab,), jnp.float32)
+        hidden = jax.ShapeDtypeStruct((AUXILIARY_TOKENS, width), self._spec.dtype)
+        targets = jax.ShapeDtypeStruct((AUXILIARY_TOKENS,), jnp.int32)
+        patches = jax.ShapeDtypeStruct((AUXILIARY_PATCHES, 3), jnp.int32)
+        match key:
+            case Auxiliary.PATCH_PAGES:
+                return apply_patches.lower(self._state, patches)
+            case Auxiliary.WRITE_TABLES:
+                return write_table_rows.lower(self._tables, slot, counts, bias)
+            case Auxiliary.WRITE_BIAS:
+                return write_bias_row.lower(self._tables, slot, bias)
+            case Auxiliary.TOP_LOGPROBS:
+                return jax.jit(self._top_logprobs).lower(self._spec.shapes, hidden, targets)
+            case Auxiliary.ALL_LOGPROBS:
+                return jax.jit(self._all_logprobs).lower(self._spec.shapes, hidden)
+
+    def _top_logprobs(
+        self, params: dict[str, jax.Array], hidden: jax.Array, targets: jax.Array
+    ) -> sampler.LogprobResult:
+        logits = functional.bind(self._spec.graphdef, params).logits(hidden)
+        return sampler.logprobs(logits, targets, self._config.top_logprobs)
+
+    def _all_logprobs(self, params: dict[str, jax.Array], hidden: jax.Array) -> Any:
+        return jax.nn.log_softmax(functional.bind(self._spec.graphdef, params).logits(hidden))

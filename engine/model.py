@@ -1,0 +1,63 @@
+"""Which model an engine runs: from a name to a definition whose shapes are known."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..models import functional, registry
+from ..models.config import TextConfig
+from .checkpoint import find_model, load_params, read_config, resolve_dtype
+from .options import EngineOptions
+
+DEMO_FOLDER = Path(__file__).resolve().parent.parent / "models" / "demo"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model without its weights."""
+
+    folder: Path
+    hf_config: dict[str, Any]
+    architecture: type
+    config: TextConfig
+    dtype: jnp.dtype
+    graphdef: Any
+    """The static half of the Flax module; `models.functional.bind` joins it with parameters."""
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    """Shape and type of every parameter, by dotted path."""
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(shape.size * shape.dtype.itemsize for shape in self.shapes.values())
+
+
+def find_spec(options: EngineOptions) -> ModelSpec:
+    """Finds the model's folder (downloading it if need be) and reads its config.
+
+    Raises CheckpointError, ModelConfigError, UnsupportedModelError or OptionError.
+    """
+    folder = DEMO_FOLDER
+    if options.model is not None:
+        folder = find_model(
+            options.model, revision=options.revision, download_dir=options.download_dir
+        )
+    hf_config = {**read_config(folder), **(options.hf_overrides or {})}
+    architecture = registry.resolve(hf_config)
+    config = architecture.config_class.from_hf(hf_config, max_model_len=options.max_model_len)
+    dtype = resolve_dtype(options.dtype, hf_config, jax.default_backend())
+    graphdef, shapes, _ = functional.abstract(architecture, config, dtype)
+    return ModelSpec(folder, hf_config, architecture, config, dtype, graphdef, shapes)
+
+
+def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array]:
+    """The parameters on the device: from the checkpoint, or random for `load_format="dummy"`."""
+    if options.load_format == "dummy":
+        key = jax.random.key(options.seed)
+        return functional.init_random(spec.architecture, spec.config, spec.dtype, key)
+    checkpoint_map = spec.architecture.checkpoint_map(spec.config)
+    return load_params(
+        spec.folder, spec.shapes, checkpoint_map, progress=options.use_tqdm_on_load
+    )

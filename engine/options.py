@@ -1,0 +1,176 @@
+"""Engine options: names, defaults and what each may be. Names follow vLLM's where it has them."""
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+from ..errors import OptionError, nearest
+
+LoadFormat = Literal["auto", "safetensors", "pt", "orbax", "dummy"]
+SchedulingPolicy = Literal["fcfs", "priority"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Everything an engine can be told. `make_options` checks and builds it."""
+
+    model: str | None = None
+    """Hugging Face id or local folder; None is the embedded demo model."""
+    tokenizer: str | None = None
+    """Where the tokenizer comes from, if not from the model's folder."""
+    skip_tokenizer_init: bool = False
+    """No tokenizer: token ids in, token ids out."""
+    revision: str | None = None
+    tokenizer_revision: str | None = None
+    download_dir: str | None = None
+    """Where downloads are kept; None is the Hugging Face cache."""
+    load_format: LoadFormat = "auto"
+    """`dummy` makes random weights on the device from the config alone."""
+    dtype: str = "auto"
+    """`auto`, `bfloat16`, `float16`, `float32`, or the short names `half` and `float`."""
+    hf_overrides: dict[str, Any] | None = None
+    """Entries that replace those of `config.json`."""
+    generation_config: str = "auto"
+    """`auto` takes sampling defaults from the model's generation_config.json, `vllm` ignores them."""
+    chat_template: str | None = None
+    """Template text or the path of a file; None is the tokenizer's own."""
+    max_model_len: int | None = None
+    """Most tokens of one sequence, prompt and output; None is the model's own limit."""
+    max_num_seqs: int | None = None
+    """Most sequences that run at once. None: 256 on a GPU, 64 on a CPU."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens of one step. None: 8192 on a GPU, 1024 on a CPU."""
+    page_size: int = 16
+    """Tokens of one KV page."""
+    gpu_memory_utilization: float = 0.92
+    """Share of the GPU that weights, temporaries and KV pages may take together."""
+    kv_cache_memory_bytes: int | None = None
+    """Bytes for KV pages; None: what `gpu_memory_utilization` leaves, on a CPU 256 MiB."""
+    enable_prefix_caching: bool = True
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    max_logprobs: int = 20
+    """Most log-probabilities a token that a request may ask for; -1 (all) is always allowed."""
+    seed: int = 0
+    """Where the keys of requests without a seed come from."""
+    compilation_cache_dir: str | None = "auto"
+    """JAX's persistent compilation cache: `auto` is ~/.cache/quire/xla, None is off."""
+    enforce_eager: bool = False
+    """Compiles programs when first needed rather than all ahead of time."""
+    disable_log_stats: bool = True
+    """Accepted for compatibility; `engine.stats()` is always there."""
+    use_tqdm_on_load: bool = True
+    """Shows a progress bar while weights load."""
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(EngineOptions))
+
+ALIASES = {"block_size": "page_size"}
+
+# What vLLM takes and Quire can honour only at one value. None is always harmless.
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "task": ("auto", "generate"),
+    "runner": ("auto", "generate"),
+    "convert": ("auto", "none"),
+    "tokenizer_mode": ("auto", "fast"),
+    "trust_remote_code": (True, False),
+    "tensor_parallel_size": (1,),
+    "pipeline_parallel_size": (1,),
+    "data_parallel_size": (1,),
+    "quantization": (),
+    "kv_cache_dtype": ("auto",),
+    "cpu_offload_gb": (0,),
+    "swap_space": (0, 4),
+    "enable_chunked_prefill": (True,),
+    "disable_custom_all_reduce": (True, False),
+    "enable_lora": (False,),
+    "enable_sleep_mode": (False,),
+    "limit_mm_per_prompt": ({},),
+    "device": ("auto", "cuda", "gpu", "cpu"),
+    "compilation_config": (),
+    "speculative_config": (),
+    "max_seq_len_to_capture": (8192,),
+    "disable_log_requests": (True, False),
+    "distributed_executor_backend": ("uni",),
+    "hf_token": (),
+}
+
+_POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
+
+
+def make_options(model: str | None = None, /, **given: Any) -> EngineOptions:
+    """Checks keywords as a user gave them and returns the options.
+
+    Raises OptionError for an unknown name (with the nearest known one), a wrong type or a value
+    out of range, and for an option of other engines that would change the result here.
+    """
+    if model is not None:
+        given["model"] = model
+    known: dict[str, Any] = {}
+    for name, value in given.items():
+        name = ALIASES.get(name, name)
+        if name in NAMES:
+            known[name] = value
+        elif name in HARMLESS:
+            _check_harmless(name, value)
+        else:
+            hint = nearest(name, (*NAMES, *HARMLESS, *ALIASES))
+            raise OptionError(f"unknown engine option {name!r}.{hint} Allowed: {', '.join(NAMES)}.")
+    options = EngineOptions(**known)
+    _check_types(options)
+    _check_ranges(options)
+    return options
+
+
+def _check_harmless(name: str, value: Any) -> None:
+    allowed = HARMLESS[name]
+    if value is not None and value not in allowed:
+        values = ", ".join(repr(v) for v in (None, *allowed))
+        raise OptionError(f"{name}={value!r} is not supported yet. Allowed: {values}. Leave it out.")
+
+
+_TYPES = {
+    "str": str,
+    "str | None": (str, type(None)),
+    "int": int,
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "bool": bool,
+    "dict[str, Any] | None": (dict, type(None)),
+}
+
+
+def _check_types(options: EngineOptions) -> None:
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        choices = get_args(field.type)
+        if choices and all(isinstance(choice, str) for choice in choices):
+            if value not in choices:
+                allowed = ", ".join(map(repr, choices))
+                raise OptionError(f"{field.name}={value!r} is not known. Allowed: {allowed}.")
+            continue
+        expected = _TYPES[_type_name(field.type)]
+        is_bool = isinstance(value, bool)
+        if not isinstance(value, expected) or (is_bool and expected is not bool):
+            raise OptionError(
+                f"{field.name}={value!r} is a {type(value).__name__}; it must be {_type_name(field.type)}."
+            )
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _check_ranges(options: EngineOptions) -> None:
+    for name in _POSITIVE:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise OptionError(f"{name}={value} must be at least 1. Leave it out for the default.")
+    utilization = options.gpu_memory_utilization
+    if math.isnan(utilization) or not 0 < utilization <= 1:
+        raise OptionError(f"gpu_memory_utilization={utilization} must be above 0 and at most 1.")
+    if options.page_size not in (8, 16, 32, 64, 128):
+        raise OptionError(f"page_size={options.page_size} must be one of 8, 16, 32, 64, 128.")
+    if options.max_logprobs < -1:
+        raise OptionError(f"max_logprobs={options.max_logprobs} must be -1 or more.")
+    if not -(2**63) <= options.seed < 2**63:
+        raise OptionError(f"seed={options.seed} must fit in 64 bits.")

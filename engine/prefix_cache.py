@@ -1,0 +1,70 @@
+"""Finds and names the pages of sequences by their content, so that sequences share prefixes."""
+
+from collections.abc import Iterator
+
+from .page_pool import PagePool, page_hash
+from .request import Sequence
+
+
+class PrefixCache:
+    """The hash chains of sequences, over the pages of a `PagePool`.
+
+    A page enters the pool's tables as soon as the step that fills it is scheduled and its tokens
+    are known: a step writes the K and V of all its tokens before it reads any, so even sequences
+    admitted to the same step can share it.
+    """
+
+    def __init__(self, pool: PagePool, enabled: bool) -> None:
+        """Not `enabled`: only the n sequences of one request share, and only while they run."""
+        self.enabled = enabled
+        self._pool = pool
+
+    def find(self, sequence: Sequence) -> list[int]:
+        """Pages that hold the beginning of a sequence which waits; it still has to acquire them.
+
+        At least one token stays to be computed. A request whose prompt must be computed (for its
+        log-probabilities, or because it says so) finds nothing before it has output; the others of
+        its n sequences do, since computing the prompt once is enough.
+        """
+        if sequence.hashes[:1] != [self._pool.root]:
+            sequence.hashes = [self._pool.root]
+        if not self._shares(sequence) or _must_compute_prompt(sequence):
+            return []
+        full = (len(sequence.tokens) - 1) // self._pool.page_size
+        return self._pool.match(self._chain(sequence, 0, full))
+
+    def register(self, sequence: Sequence) -> None:
+        """Makes the pages of a running sequence findable that are scheduled and known in full."""
+        full = min(sequence.computed, len(sequence.tokens)) // self._pool.page_size
+        first = sequence.registered
+        if full > first and self._shares(sequence):
+            hashes = self._chain(sequence, first, full)
+            for page, digest in zip(sequence.pages[first:full], hashes, strict=True):
+                self._pool.register(page, digest)
+            sequence.registered = full
+
+    def release(self, pages: list[int]) -> None:
+        """Drops a reference of each page; where the cache is off nobody finds them again."""
+        self._pool.free(pages, forget=not self.enabled)
+
+    def _shares(self, sequence: Sequence) -> bool:
+        return self.enabled or len(sequence.request.sequences) > 1
+
+    def _chain(self, sequence: Sequence, first: int, end: int) -> Iterator[bytes]:
+        """Hashes of its full pages `first` to `end` - 1, computed as they are asked for, once."""
+        hashes, tokens, request = sequence.hashes, sequence.tokens, sequence.request
+        page_size = self._pool.page_size
+        salt = request.salt if self.enabled else request.id.encode()
+        for page in range(first, end):
+            if page + 1 == len(hashes):
+                content = tokens[page * page_size : (page + 1) * page_size]
+                hashes.append(page_hash(hashes[page], content, salt))
+            yield hashes[page + 1]
+
+
+def _must_compute_prompt(sequence: Sequence) -> bool:
+    if sequence.index or sequence.output_len:
+        return False
+    params = sequence.request.params
+    skip = getattr(params, "skip_reading_prefix_cache", False)
+    return params.prompt_logprobs is not None or bool(skip)

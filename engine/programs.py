@@ -1,0 +1,128 @@
+"""Compiles programs ahead of time, in threads, in the order of demand."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import EngineClosedError
+from .buckets import Auxiliary, Program
+
+Compiled = Callable[..., Any]
+Key = Program | Auxiliary
+
+
+class Programs:
+    """The programs of one engine: asked for, waiting, being compiled, ready.
+
+    Lowering holds Python's lock and so runs one at a time; compiling does not, so `workers`
+    threads compile side by side. What is needed now goes before what may be needed later.
+    """
+
+    def __init__(
+        self,
+        lower: Callable[[Key], Any],
+        planned: Sequence[Key],
+        *,
+        ahead: bool,
+        workers: int,
+    ) -> None:
+        """`lower(program)` returns a `jax.stages.Lowered`. `ahead` False compiles on demand only."""
+        self._lower = lower
+        self._lowering = threading.Lock()
+        self._changed = threading.Condition()
+        self._waiting = list(planned) if ahead else []
+        self._running: set[Key] = set()
+        self._ready: dict[Key, Compiled] = {}
+        self._failed: dict[Key, BaseException] = {}
+        self._closed = False
+        self.compiled = 0
+        """Programs compiled since the start; a test asserts that serving does not raise it."""
+        self._threads = [
+            threading.Thread(target=self._work, name=f"quire-compile-{i}", daemon=True)
+            for i in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """True once nothing is waiting or being compiled. On demand, that is between demands."""
+        with self._changed:
+            return not self._waiting and not self._running
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Blocks until `ready`; False if `timeout` seconds pass first. Raises what a compile raised."""
+        with self._changed:
+            done = self._changed.wait_for(
+                lambda: self._closed or self._failed or not (self._waiting or self._running), timeout
+            )
+            for error in self._failed.values():
+                raise error
+            return bool(done)
+
+    def get(self, needed: Program) -> tuple[Program, Compiled]:
+        """`needed`, or the smallest ready program that covers it, or else waits for `needed`."""
+        with self._changed:
+            covering = [p for p in self._ready if isinstance(p, Program) and p.covers(needed)]
+            if needed not in self._ready and covering:
+                self._demand(needed)
+                needed = min(covering, key=lambda p: (p.tokens, not p.decode, p.variant))
+        return needed, self.exactly(needed)
+
+    def exactly(self, key: Key) -> Compiled:
+        """The program `key`, waiting for it if need be. Raises what its compilation raised."""
+        if key in self._ready:
+            return self._ready[key]
+        with self._changed:
+            self._demand(key)
+            self._changed.wait_for(lambda: key in self._ready or key in self._failed or self._closed)
+            if key in self._failed:
+                raise self._failed[key]
+            if key not in self._ready:
+                raise EngineClosedError("the engine was closed while a program was compiled.")
+            return self._ready[key]
+
+    def close(self) -> None:
+        """Drops what waits and blocks until what is being compiled is done."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _demand(self, program: Key) -> None:
+        known = program in self._running or program in self._ready or program in self._failed
+        if known or self._closed:
+            return
+        if program in self._waiting:
+            self._waiting.remove(program)
+        self._waiting.insert(0, program)
+        self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                program = self._waiting.pop(0)
+                self._running.add(program)
+            self._compile(program)
+
+    def _compile(self, program: Key) -> None:
+        try:
+            with self._lowering:
+                lowered = self._lower(program)
+            compiled = lowered.compile()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the program
+            with self._changed:
+                self._failed[program] = error
+                self._running.discard(program)
+                self._changed.notify_all()
+            return
+        with self._changed:
+            self._ready[program] = compiled
+            self.compiled += 1
+            self._running.discard(program)
+            self._changed.notify_all()

@@ -1,0 +1,126 @@
+"""From prompts and parameters to requests the scheduler takes; every user mistake ends here."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import OptionError
+from .buckets import Variant
+from .prompts import Prompt, check_prompt
+from .request import Request
+from .request import Sequence as Line
+from .sampling_params import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from .assembly import Assembly
+    from .tokenizer import Tokenizer
+
+
+def make(
+    assembly: "Assembly",
+    prompts: Sequence[Prompt],
+    params: SamplingParams | Sequence[Any] | None,
+    priority: int | Sequence[int] | None,
+    kind: RequestOutputKind,
+    serial: Iterator[int],
+) -> list[Request]:
+    """One checked request a prompt. Raises PromptError or OptionError before any is queued."""
+    each = _one_each(params, len(prompts), "sampling_params", assembly.default_params)
+    priorities = _one_each(priority, len(prompts), "priority", 0)
+    limit = assembly.spec.config
+    for prompt, one in zip(prompts, each, strict=True):
+        if not isinstance(one, SamplingParams):
+            raise OptionError(f"sampling_params={one!r} must be SamplingParams or a list of them.")
+        check_prompt(prompt, vocab_size=limit.vocab_size, max_model_len=limit.max_model_len)
+        one.validate_for(limit.vocab_size, assembly.options.max_logprobs)
+    return [
+        _make_one(assembly, prompt, one, rank, kind, next(serial))
+        for prompt, one, rank in zip(prompts, each, priorities, strict=True)
+    ]
+
+
+def _one_each(given: Any, count: int, name: str, default: Any) -> list[Any]:
+    if given is None:
+        return [default] * count
+    if not isinstance(given, Sequence):
+        return [given] * count
+    if len(given) != count:
+        raise OptionError(f"{name} has {len(given)} entries for {count} prompts: give one, or one each.")
+    return list(given)
+
+
+def _make_one(
+    assembly: "Assembly",
+    prompt: Prompt,
+    params: SamplingParams,
+    priority: int,
+    kind: RequestOutputKind,
+    serial: int,
+) -> Request:
+    bad_words = _bad_words(params, assembly.tokenizer)
+    stop_ids = frozenset(params.stop_token_ids or ())
+    if not params.ignore_eos:
+        stop_ids |= assembly.eos_token_ids
+    request = Request(
+        id=str(serial),
+        prompt=prompt.text,
+        prompt_token_ids=prompt.token_ids,
+        params=params,
+        arrival=serial,
+        priority=priority,
+        salt=prompt.salt,
+        eos_ids=assembly.eos_token_ids,
+        stop_ids=stop_ids,
+        bad_words=bad_words,
+        variant=_variant(params),
+        dynamic_bias=params.min_tokens > 0 or any(len(word) > 1 for word in bad_words),
+        output_kind=kind,
+        arrival_time=time.monotonic(),
+    )
+    longest = assembly.spec.config.max_model_len
+    max_len = longest
+    if params.max_tokens is not None:
+        max_len = min(longest, len(prompt.token_ids) + params.max_tokens)
+    keys = _keys(params, assembly.options.seed, serial)
+    request.sequences.extend(
+        Line(
+            request=request,
+            index=index,
+            tokens=list(prompt.token_ids),
+            prompt_len=len(prompt.token_ids),
+            max_len=max_len,
+            key=(int(keys[index][0]), int(keys[index][1])),
+            waits_for_token=any(len(word) > 1 for word in bad_words),
+        )
+        for index in range(params.n)
+    )
+    return request
+
+
+def _variant(params: SamplingParams) -> Variant:
+    details = params.logprobs is not None or params.prompt_logprobs is not None
+    if details or params.needs_counts or params.needs_bias:
+        return Variant.FULL
+    return Variant.GREEDY if params.greedy else Variant.SAMPLED
+
+
+def _keys(params: SamplingParams, engine_seed: int, serial: int) -> np.ndarray:
+    """uint32 [n, 2]: with a seed, the same whatever else the engine serves."""
+    entropy = [params.seed % 2**64] if params.seed is not None else [engine_seed % 2**64, serial]
+    return np.random.SeedSequence(entropy).generate_state(2 * params.n).reshape(params.n, 2)
+
+
+def _bad_words(params: SamplingParams, tokenizer: "Tokenizer | None") -> list[list[int]]:
+    """Token ids of each bad word, at the start of a text and after a space."""
+    if not params.bad_words:
+        return []
+    if tokenizer is None:
+        raise OptionError("bad_words need a tokenizer, but skip_tokenizer_init=True was given.")
+    spellings = (
+        tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False)
+        for word in params.bad_words
+        for prefix in ("", " ")
+    )
+    return [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in spellings if ids)]

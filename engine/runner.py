@@ -1,0 +1,139 @@
+"""Runs schedules on the device: owns the weights, the device state and the compiled programs."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from . import sampler
+from .batch import BatchBuilder, Layout
+from .buckets import AUXILIARY_PATCHES, AUXILIARY_TOKENS, Auxiliary, Program, Variant
+from .device_state import RunnerConfig, new_state, new_tables
+from .lowering import Lowering
+from .programs import Programs
+from .step import StepOutput
+
+if TYPE_CHECKING:
+    from .model import ModelSpec
+    from .request import Sequence
+    from .scheduler import Schedule
+
+
+class ModelRunner:
+    """Turns a `Schedule` into a dispatched step. Never waits for the device, except in `fetch_*`."""
+
+    def __init__(self, spec: "ModelSpec", config: RunnerConfig) -> None:
+        """Starts compiling at once; `start` brings the weights, which may load meanwhile."""
+        self._spec = spec
+        self._config = config
+        self._params: dict[str, jax.Array] = {}
+        self._biased: set[int] = set()  # slots whose rows of the tables a request has written
+        self._builder = BatchBuilder(config.num_slots, config.page_size)
+        self.programs = Programs(
+            Lowering(spec, config),
+            (*config.buckets.programs(), *Auxiliary),
+            ahead=config.compile_ahead,
+            workers=max(1, min(16, (os.cpu_count() or 2) - 1)),
+        )
+
+    def start(self, params: dict[str, jax.Array]) -> None:
+        """Takes the weights and allocates the device state."""
+        self._params = params
+        self._state = new_state(self._spec, self._config)
+        self._tables = new_tables(self._spec, self._config)
+
+    @property
+    def params(self) -> dict[str, jax.Array]:
+        return self._params
+
+    def replace_params(self, params: dict[str, jax.Array]) -> None:
+        """Takes new weights of the same shapes; steps dispatched before keep the old ones."""
+        self._params = params
+
+    def admit(self, sequence: "Sequence", tables: tuple[np.ndarray, np.ndarray] | None) -> None:
+        """Prepares the slot a sequence was given. `tables` are its counts and bias, if it has any."""
+        self._builder.admit(sequence, sequence.request.params)
+        slot = sequence.slot
+        if tables is None and slot in self._biased:
+            vocab_size = self._spec.config.vocab_size
+            tables = np.zeros(vocab_size, np.int32), np.zeros(vocab_size, np.float32)
+            self._biased.discard(slot)
+        elif tables is not None:
+            self._biased.add(slot)
+        if tables is not None:
+            write = self.programs.exactly(Auxiliary.WRITE_TABLES)
+            self._tables = write(self._tables, np.int32(slot), *tables)
+
+    def write_bias(self, slot: int, bias: np.ndarray) -> None:
+        """Replaces the bias [V] of a slot from the next step on."""
+        write = self.programs.exactly(Auxiliary.WRITE_BIAS)
+        self._tables = write(self._tables, np.int32(slot), bias)
+
+    def run(self, schedule: "Schedule", variant: Variant) -> StepOutput:
+        """Dispatches one step and returns at once; the tokens are on their way to the host."""
+        buckets = self._config.buckets
+        if schedule.decode_only:
+            needed = buckets.decode(len(schedule.chunks), variant)
+        else:
+            needed = buckets.mixed(schedule.num_tokens, variant)
+        program, compiled = self.programs.get(needed)
+        self._write_overflow(schedule, program)
+        packed = self._builder.build(schedule, program)
+        tables = self._tables if program.variant == Variant.FULL else None
+        self._state, tables, output = compiled(self._params, self._state, tables, packed)
+        if tables is not None:
+            self._tables = tables
+        output.tokens.copy_to_host_async()
+        return output
+
+    def top_logprobs(self, hidden: np.ndarray, targets: np.ndarray) -> sampler.LogprobResult:
+        """Log-probabilities of `targets` [N] and of the likeliest tokens, from `hidden` [N, E].
+
+        Waits for the device. Numpy arrays of N rows.
+        """
+        compiled = self.programs.exactly(Auxiliary.TOP_LOGPROBS)
+        parts = [
+            jax.tree.map(lambda x, n=n: np.asarray(x)[:n], compiled(self._params, part, target))
+            for n, part, target in _padded_chunks(hidden, targets)
+        ]
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def all_logprobs(self, hidden: np.ndarray) -> Iterator[np.ndarray]:
+        """Log-probabilities of the whole vocabulary, [V] a row of `hidden` [N, E]. Waits."""
+        compiled = self.programs.exactly(Auxiliary.ALL_LOGPROBS)
+        for n, part, _ in _padded_chunks(hidden, np.zeros(len(hidden), np.int32)):
+            yield from np.asarray(compiled(self._params, part))[:n]
+
+    def close(self) -> None:
+        """Stops compiling and gives the device memory back."""
+        self.programs.close()
+        for leaf in jax.tree.leaves((self._params, vars(self).get("_state"), vars(self).get("_tables"))):
+            if not leaf.is_deleted():
+                leaf.delete()
+        self._params = {}
+
+    def _write_overflow(self, schedule: "Schedule", program: Program) -> None:
+        """Leaves in `schedule.new_pages` what the step's buffer holds and writes the rest now."""
+        room = Layout.of(program, self._config.page_size).patches
+        rest = schedule.new_pages[room:]
+        if not rest:
+            return
+        schedule.new_pages = schedule.new_pages[:room]
+        write = self.programs.exactly(Auxiliary.PATCH_PAGES)
+        for start in range(0, len(rest), AUXILIARY_PATCHES):
+            part = rest[start : start + AUXILIARY_PATCHES]
+            patches = np.full((AUXILIARY_PATCHES, 3), self._config.num_slots + 1, np.int32)
+            patches[: len(part)] = part
+            self._state = write(self._state, patches)
+
+
+def _padded_chunks(
+    hidden: np.ndarray, targets: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    for start in range(0, len(hidden), AUXILIARY_TOKENS):
+        part = hidden[start : start + AUXILIARY_TOKENS]
+        missing = AUXILIARY_TOKENS - len(part)
+        target = targets[start : start + AUXILIARY_TOKENS].astype(np.int32)
+        yield len(part), np.pad(part, ((0, missing), (0, 0))), np.pad(target, (0, missing))

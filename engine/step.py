@@ -1,0 +1,150 @@
+"""The step: one forward pass and one sampled token a row, as one function to compile."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..models import functional
+from ..models.batch import TokenBatch
+from . import sampler
+from .batch import Layout, RowField
+from .buckets import Program, Variant
+from .device_state import DeviceState, TokenTables, patch_page_table
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepOutput:
+    """What a step gives the host. `logprobs` and the hidden states come with FULL alone."""
+
+    tokens: Int[Array, "R"]
+    logprobs: sampler.LogprobResult | None = None
+    hidden: Float[Array, "T E"] | None = None
+    """Final hidden states of all tokens of the step, for log-probabilities of the prompt."""
+    row_hidden: Float[Array, "R E"] | None = None
+    """Those that were sampled from, for log-probabilities of the whole vocabulary."""
+
+
+def make_step(
+    graphdef: Any, program: Program, *, page_size: int, top_logprobs: int
+) -> Callable[..., tuple[DeviceState, TokenTables | None, StepOutput]]:
+    """The function `program` compiles: (params, state, tables, packed) -> (state, tables, output).
+
+    Donates `state` and `tables`; `tables` is None unless the variant is FULL. `packed` is what
+    `BatchBuilder.build` wrote for this program.
+    """
+    layout = Layout.of(program, page_size)
+
+    def step(
+        params: dict[str, Array],
+        state: DeviceState,
+        tables: TokenTables | None,
+        packed: Int[Array, "size"],
+    ) -> tuple[DeviceState, TokenTables | None, StepOutput]:
+        rows, patches, tokens, token_rows = layout.sections(packed)
+        slots = rows[:, RowField.SLOT]
+        page_table = patch_page_table(state.page_table, patches)
+        if program.decode:
+            tokens, token_rows = rows[:, RowField.TOKEN], jnp.arange(program.rows)
+        with jax.named_scope("batch"):
+            tokens = jnp.where(tokens < 0, state.last_token[slots[token_rows]], tokens)
+            batch = token_batch(program, page_size, rows, token_rows, page_table[slots])
+        model = functional.bind(graphdef, params)
+        hidden, cache = model(tokens, batch, state.cache)
+        row_hidden = hidden if program.decode else hidden[_last_tokens(batch)]
+        with jax.named_scope("logits"):
+            logits = model.logits(row_hidden)
+        with jax.named_scope("sample"):
+            sampled, logprobs, tables = _sample(program.variant, logits, rows, tables, top_logprobs)
+        samples = rows[:, RowField.SAMPLES] == 1
+        written = jnp.where(samples, slots, state.last_token.shape[0] - 1)
+        last_token = state.last_token.at[written].set(sampled)
+        output = StepOutput(sampled)
+        if program.variant == Variant.FULL:
+            output = StepOutput(sampled, logprobs, hidden, row_hidden)
+        return DeviceState(cache, last_token, page_table), tables, output
+
+    return step
+
+
+def token_batch(
+    program: Program,
+    page_size: int,
+    rows: Int[Array, "R fields"],
+    token_rows: Int[Array, "T"],
+    page_table: Int[Array, "R M"],
+) -> TokenBatch:
+    """Positions, write indices and ranges, worked out on the device from the row table."""
+    lengths, starts = rows[:, RowField.LENGTH], rows[:, RowField.START]
+    if program.decode:
+        query_starts = jnp.arange(program.rows + 1)
+        positions = starts
+        real = lengths > 0
+    else:
+        first = rows[:, RowField.QUERY_START]
+        total = first[-1] + lengths[-1] - starts[-1]
+        query_starts = jnp.append(first, total)
+        index = jnp.arange(program.tokens)
+        real = index < total
+        positions = jnp.where(real, starts[token_rows] + index - first[token_rows], 0)
+    pages = page_table[token_rows, positions // page_size]
+    write_index = jnp.where(real, pages * page_size + positions % page_size, 0)
+    return TokenBatch(
+        positions=positions,
+        rows=token_rows,
+        write_index=write_index,
+        page_table=page_table,
+        lengths=lengths,
+        query_starts=query_starts,
+        decode=program.decode,
+    )
+
+
+def _last_tokens(batch: TokenBatch) -> Int[Array, "R"]:
+    return jnp.maximum(batch.query_starts[1:] - 1, 0)
+
+
+def sampling_rows(rows: Int[Array, "R fields"]) -> sampler.SamplingRows:
+    """The sampling columns of the row table, floats restored from their bits."""
+
+    def number(field: RowField) -> Float[Array, "R"]:
+        return jax.lax.bitcast_convert_type(rows[:, field], jnp.float32)
+
+    return sampler.SamplingRows(
+        temperature=number(RowField.TEMPERATURE),
+        top_k=rows[:, RowField.TOP_K],
+        top_p=number(RowField.TOP_P),
+        min_p=number(RowField.MIN_P),
+        presence=number(RowField.PRESENCE),
+        frequency=number(RowField.FREQUENCY),
+        repetition=number(RowField.REPETITION),
+        key=jax.lax.bitcast_convert_type(
+            rows[:, RowField.KEY_0 : RowField.KEY_1 + 1], jnp.uint32
+        ),
+        position=rows[:, RowField.LENGTH],
+    )
+
+
+def _sample(
+    variant: Variant,
+    logits: Float[Array, "R V"],
+    rows: Int[Array, "R fields"],
+    tables: TokenTables | None,
+    top_logprobs: int,
+) -> tuple[Int[Array, "R"], sampler.LogprobResult | None, TokenTables | None]:
+    if variant == Variant.GREEDY:
+        return sampler.greedy(logits), None, None
+    settings = sampling_rows(rows)
+    if variant == Variant.SAMPLED or tables is None:
+        return sampler.sample(logits, settings), None, None
+    slots = rows[:, RowField.SLOT]
+    adjusted = sampler.adjust(logits, settings, tables.counts[slots], tables.bias[slots])
+    tokens = sampler.sample(adjusted, settings)
+    samples = rows[:, RowField.SAMPLES] == 1
+    counts = sampler.update_counts(tables.counts, slots, tokens, samples)
+    logprobs = sampler.logprobs(logits, tokens, top_logprobs)
+    return tokens, logprobs, dataclasses.replace(tables, counts=counts)

@@ -1,0 +1,38 @@
+"""New weights for a running engine."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .assembly import Assembly
+
+
+def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
+    """Replaces the weights by `params`, after checking every name, shape and type.
+
+    Arrays already on the engine's device are taken as they are, without a copy. Raises
+    CheckpointError that lists every mismatch, before anything changes.
+    """
+    shapes = assembly.spec.shapes
+    problems = [f"{name}: missing" for name in shapes.keys() - params.keys()]
+    problems += [f"{name}: unknown" for name in params.keys() - shapes.keys()]
+    for name in shapes.keys() & params.keys():
+        given, wanted = params[name], shapes[name]
+        if (given.shape, given.dtype) != (wanted.shape, wanted.dtype):
+            problems.append(
+                f"{name}: {given.dtype}{list(given.shape)} instead of {wanted.dtype}{list(wanted.shape)}"
+            )
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:20])
+        raise CheckpointError(
+            f"the new weights do not match the model in {len(problems)} places; start from a copy of "
+            f"engine.params.\n  {shown}"
+        )
+    device = jax.devices()[0]
+    placed = {name: jax.device_put(params[name], device) for name in shapes}
+    assembly.core.recompute_all()
+    assembly.runner.replace_params(placed)

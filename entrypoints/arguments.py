@@ -1,0 +1,133 @@
+"""Command-line flags made from the fields of an options dataclass, one flag a field."""
+
+import argparse
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from .. import EngineOptions, SamplingParams
+
+ENGINE_LEFT_OUT = frozenset({"model", "seed", "skip_tokenizer_init", "disable_log_stats"})
+"""Engine options that are no flags: named otherwise, or of no use where text goes in and out."""
+SAMPLING_LEFT_OUT = frozenset({"detokenize", "logprobs", "output_kind", "prompt_logprobs"})
+"""Sampling parameters that change what Python returns, not the text."""
+
+
+def add_model(parser: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
+    """The argument that names the model: `flags`, or a positional without any."""
+    text = "Hugging Face id or local folder (default: the embedded demo model)"
+    parser.add_argument(*(flags or ("model",)), metavar="MODEL", help=text, **more)
+
+
+def add_engine_options(
+    parser: argparse.ArgumentParser, only: frozenset[str] | None = None, **defaults: Any
+) -> None:
+    """A flag for every engine option, or those in `only`; `defaults` replace the engine's own."""
+    group = parser.add_argument_group("engine")
+    leave_out = ENGINE_LEFT_OUT
+    if only is not None:
+        leave_out = {field.name for field in dataclasses.fields(EngineOptions)} - only
+    _add_fields(group, EngineOptions, leave_out, defaults)
+
+
+def add_sampling_params(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """A flag for every sampling parameter that concerns text; `defaults` replace the model's own."""
+    group = parser.add_argument_group(
+        "sampling", "What is not given comes from the model's generation config, then from here."
+    )
+    _add_fields(group, SamplingParams, SAMPLING_LEFT_OUT, defaults)
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The engine options that were given, as keywords of `Engine`."""
+    return _given(args, EngineOptions, ENGINE_LEFT_OUT)
+
+
+def sampling_params(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling parameters that were given, as keywords of `SamplingParams`."""
+    return _given(args, SamplingParams, SAMPLING_LEFT_OUT)
+
+
+def _given(args: argparse.Namespace, cls: type, leave_out: frozenset[str]) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(cls) if field.name not in leave_out]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def _add_fields(
+    group: Any, cls: type, leave_out: frozenset[str] | set[str], defaults: Mapping[str, Any]
+) -> None:
+    docs = _field_docs(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in leave_out:
+            continue
+        default = defaults.get(field.name, field.default)
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=field.name,
+            default=defaults.get(field.name, argparse.SUPPRESS),
+            help=_help(docs.get(field.name, ""), default),
+            **_reading(field.type),
+        )
+
+
+def _help(text: str, default: object) -> str:
+    words = " ".join(text.split())
+    shown = "" if default is None else f" (default: {default})"
+    return f"{words}{shown}".strip().replace("%", "%%")
+
+
+def _reading(annotation: Any) -> dict[str, Any]:
+    """How argparse reads a value of the type: keywords of `add_argument`."""
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(annotation) is Literal:
+        return {"choices": get_args(annotation)}
+    members = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    origins = {get_origin(member): member for member in members}
+    if list in origins:
+        (item,) = get_args(origins[list])
+        return {"action": "append", "type": item, "metavar": item.__name__.upper()}
+    if origins.keys() & {dict, Mapping}:
+        return {"type": _json_object, "metavar": "JSON"}
+    scalar = next(member for member in members if member is not types.NoneType)
+    reader = _or_none(scalar) if types.NoneType in members else scalar
+    return {"type": reader, "metavar": scalar.__name__.upper()}
+
+
+def _or_none(scalar: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads as `scalar` does, and the word none as None."""
+
+    @functools.wraps(scalar, updated=())
+    def read(text: str) -> Any:
+        return None if text.lower() == "none" else scalar(text)
+
+    return read
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{}}'")
+    return value
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string under each field of a class, by field, read from its source."""
+    (definition,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, below in zip(definition.body, definition.body[1:], strict=False):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        match below:
+            case ast.Expr(ast.Constant(str(text))):
+                docs[field.target.id] = text
+    return docs

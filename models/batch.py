@@ -1,0 +1,33 @@
+"""What one forward pass needs to know about its tokens, as one pytree."""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenBatch:
+    """Where the T tokens of a step stand. Letters: T tokens, R rows (requests), M pages per row.
+
+    Tokens of one row are contiguous and in order; rows are packed without gaps from token 0; what
+    is left of T and R is padding. A padding token has `row` R - 1, position 0 and its
+    `write_index` inside page 0 (the null page). A padding row has length 0 and an empty query
+    range.
+    """
+
+    positions: Int[Array, " T"]
+    """Absolute position of each token in its sequence."""
+    rows: Int[Array, " T"]
+    """The row each token belongs to."""
+    write_index: Int[Array, " T"]
+    """Where a token's K and V go: page * page_size + offset. Unique except inside the null page."""
+    page_table: Int[Array, "R M"]
+    """The pages of each row, in order; unused entries are 0."""
+    lengths: Int[Array, " R"]
+    """Tokens in the pool that a row may look at, those of this step included; 0 for padding."""
+    query_starts: Int[Array, " R+1"]
+    """Row r owns the tokens query_starts[r] to query_starts[r + 1]; padding rows repeat the end."""
+    decode: bool = dataclasses.field(metadata={"static": True})
+    """True where every row has exactly one token: T == R and rows == arange(R). Static."""

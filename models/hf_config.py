@@ -1,0 +1,98 @@
+"""Reads fields of a Hugging Face `config.json` with errors that name the field."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ModelConfigError
+
+HfConfig = Mapping[str, Any]
+
+
+def required_count(hf: HfConfig, name: str, *, least: int = 1) -> int:
+    """The integer `name`.
+
+    Raises:
+        ModelConfigError: it is missing, not an integer, or below `least`.
+    """
+    if hf.get(name) is None:
+        raise ModelConfigError(
+            f"The model's config.json has no field {name!r}, which {_architecture(hf)} needs. "
+            "Take the config.json that belongs to the checkpoint, or add the field."
+        )
+    value = hf[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ModelConfigError(
+            f"The field {name!r} in the model's config.json is {value!r}; it must be an integer "
+            f"of at least {least}. Correct the file."
+        )
+    return value
+
+
+def optional_count(hf: HfConfig, name: str, default: int, *, least: int = 1) -> int:
+    """The integer `name`, or `default` where it is missing or null; raises as above."""
+    return default if hf.get(name) is None else required_count(hf, name, least=least)
+
+
+def window(hf: HfConfig) -> int | None:
+    """`sliding_window` in tokens; None where it is missing, null or 0; raises as above."""
+    return optional_count(hf, "sliding_window", 0, least=0) or None
+
+
+def text(hf: HfConfig, name: str, default: str) -> str:
+    """The string `name`, or `default` where it is missing or null."""
+    value = hf.get(name)
+    return default if value is None else str(value)
+
+
+def number(hf: HfConfig, name: str, default: float) -> float:
+    """The number `name`, or `default` where it is missing or null.
+
+    Raises:
+        ModelConfigError: it is not a number.
+    """
+    value = hf.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ModelConfigError(
+            f"The field {name!r} in the model's config.json is {value!r}; it must be a number. "
+            "Correct the file."
+        )
+    return float(value)
+
+
+def flag(hf: HfConfig, name: str, default: bool) -> bool:
+    """The truth value `name`, or `default` where it is missing or null."""
+    value = hf.get(name)
+    return default if value is None else bool(value)
+
+
+def model_len(limit: int, asked: int | None) -> int:
+    """`asked`, or `limit` where nothing is asked for; both in tokens.
+
+    Raises:
+        ModelConfigError: `asked` is above the limit, or not positive.
+    """
+    if asked is None:
+        return limit
+    if not 1 <= asked <= limit:
+        raise ModelConfigError(
+            f"max_model_len is {asked}, but this model has positions for 1 to {limit} tokens. "
+            f"Ask for at most {limit}, or leave max_model_len out."
+        )
+    return asked
+
+
+def check_divides(hf: HfConfig, divisor: str, dividend: str) -> None:
+    """Raises ModelConfigError unless field `divisor` divides field `dividend`."""
+    small, large = required_count(hf, divisor), required_count(hf, dividend)
+    if large % small:
+        raise ModelConfigError(
+            f"In the model's config.json {dividend!r} is {large}, which {divisor!r} = {small} "
+            "does not divide. Correct the file."
+        )
+
+
+def _architecture(hf: HfConfig) -> str:
+    names = hf.get("architectures") or ["this architecture"]
+    return str(names[0])

@@ -1,0 +1,58 @@
+"""Which class builds which architecture."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from ..errors import UnsupportedModelError, nearest
+from .llama import Llama
+from .mistral import Mistral
+from .opt import OPT
+from .phi3 import Phi3
+from .qwen2 import Qwen2
+from .qwen3 import Qwen3
+
+ARCHITECTURES: dict[str, type[nnx.Module]] = {
+    "LlamaForCausalLM": Llama,
+    "MistralForCausalLM": Mistral,
+    "OPTForCausalLM": OPT,
+    "Phi3ForCausalLM": Phi3,
+    "Qwen2ForCausalLM": Qwen2,
+    "Qwen3ForCausalLM": Qwen3,
+}
+"""Hugging Face architecture name to class."""
+
+
+def resolve(hf_config: Mapping[str, Any]) -> type[Any]:
+    """The class for the dict in `config.json`; its `config_class.from_hf` makes the config.
+
+    Raises:
+        UnsupportedModelError: the architecture is missing or unknown, or the checkpoint is
+            quantized.
+    """
+    _refuse_quantized(hf_config)
+    names = hf_config.get("architectures") or []
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    given = (
+        f"The architecture {names[0]!r} is not supported"
+        if names
+        else ("The model's config.json names no architecture")
+    )
+    raise UnsupportedModelError(
+        f"{given}; supported are {', '.join(sorted(ARCHITECTURES))}."
+        f"{nearest(str(names[0]), ARCHITECTURES) if names else ''}"
+    )
+
+
+def _refuse_quantized(hf_config: Mapping[str, Any]) -> None:
+    quantization = hf_config.get("quantization_config")
+    if not quantization:
+        return
+    method = quantization.get("quant_method", "unknown")
+    raise UnsupportedModelError(
+        f"The checkpoint is quantized (quant_method {method!r}), and quantized weights are not "
+        "supported. Use the model's checkpoint in bfloat16, float16 or float32."
+    )

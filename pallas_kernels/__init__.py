@@ -1,0 +1,1 @@
+"""Attention kernels: arrays and ints in, arrays out. Imports jax and nothing else of Quire."""

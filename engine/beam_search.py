@@ -204,7 +204,7 @@ def _output(
             text=_text(beam, prompt, params, tokenizer),
             token_ids=list(beam.token_ids),
             cumulative_logprob=beam.logprob,
-            finish_reason=FinishReason.STOP if beam.ended else FinishReason.LENGTH,
+            finish_reason=(FinishReason.STOP if beam.ended else FinishReason.LENGTH).value,
             score=search.score(beam),
         )
         for index, beam in enumerate(search.finished)

@@ -85,7 +85,6 @@ class EngineCore:
         while self._in_flight:
             self._collect(*self._in_flight.popleft())
         self._scheduler.preempt_all()
-        self._scheduler.reset_prefix_cache()
 
     def _check_alive(self) -> None:
         if self._error is not None:

@@ -60,7 +60,7 @@ def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
     model = spec.config
     shape = (config.num_pages, config.page_size, model.num_kv_heads, model.head_dim)
     pages_per_row = -(-model.max_model_len // config.page_size)
-    zeros = functools.partial(jnp.zeros, shape, spec.dtype)
+    zeros = functools.partial(jnp.zeros, shape, spec.cache_dtype)
     return DeviceState(
         cache=tuple((zeros(), zeros()) for _ in range(model.num_layers)),
         last_token=jnp.zeros(config.num_slots + 1, jnp.int32),

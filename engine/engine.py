@@ -176,7 +176,7 @@ class Engine:
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; requests that run are not disturbed."""
         with self._lock:
-            return self._running.scheduler.reset_prefix_cache()
+            return self._running.pool.reset_prefix_cache()
 
     def stats(self) -> EngineStats:
         """Counts of requests, tokens, pages and programs, now."""

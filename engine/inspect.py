@@ -41,5 +41,5 @@ def model_info(model: str | None = None, **options: Any) -> ModelInfo:
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
         max_model_len=config.max_model_len,
-        kv_bytes_per_token=per_token * spec.dtype.itemsize,
+        kv_bytes_per_token=per_token * spec.cache_dtype.itemsize,
     )

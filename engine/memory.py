@@ -64,7 +64,7 @@ def plan_pages(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions) 
 def page_bytes(spec: "ModelSpec", config: RunnerConfig) -> int:
     """Bytes of one page over all layers, K and V."""
     model = spec.config
-    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * spec.dtype.itemsize
+    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * spec.cache_dtype.itemsize
     return per_token * config.page_size
 
 

@@ -24,6 +24,8 @@ class ModelSpec:
     architecture: type
     config: TextConfig
     dtype: jnp.dtype
+    cache_dtype: jnp.dtype
+    """Of the KV pool: `dtype`, on a CPU float32, since XLA copies a pool of 16-bit floats there."""
     graphdef: Any
     """The static half of the Flax module; `models.functional.bind` joins it with parameters."""
     shapes: dict[str, jax.ShapeDtypeStruct]
@@ -48,8 +50,18 @@ def find_spec(options: EngineOptions) -> ModelSpec:
     architecture = registry.resolve(hf_config)
     config = architecture.config_class.from_hf(hf_config, max_model_len=options.max_model_len)
     dtype = resolve_dtype(options.dtype, hf_config, jax.default_backend())
+    on_cpu = jax.default_backend() == "cpu"
     graphdef, shapes, _ = functional.abstract(architecture, config, dtype)
-    return ModelSpec(folder, hf_config, architecture, config, dtype, graphdef, shapes)
+    return ModelSpec(
+        folder=folder,
+        hf_config=hf_config,
+        architecture=architecture,
+        config=config,
+        dtype=dtype,
+        cache_dtype=jnp.dtype(jnp.float32) if on_cpu else dtype,
+        graphdef=graphdef,
+        shapes=shapes,
+    )
 
 
 def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array]:

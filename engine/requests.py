@@ -44,7 +44,7 @@ def make(
 def _one_each(given: Any, count: int, name: str, default: Any) -> list[Any]:
     if given is None:
         return [default] * count
-    if not isinstance(given, Sequence):
+    if not isinstance(given, Sequence) or isinstance(given, str):
         return [given] * count
     if len(given) != count:
         raise OptionError(f"{name} has {len(given)} entries for {count} prompts: give one, or one each.")

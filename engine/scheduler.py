@@ -134,6 +134,11 @@ class Scheduler:
         else:
             self._unqueue(sequence)
 
+    def preempt_all(self) -> None:
+        """Makes every running sequence start over from its tokens, once those pending are known."""
+        for sequence in list(self._running):
+            self._preempt(sequence)
+
     def on_token(self, sequence: Sequence, token: int) -> None:
         """Appends the token a step sampled, now that it is known. Ignored once it has ended."""
         if sequence.finish_reason is not None:
@@ -141,8 +146,7 @@ class Scheduler:
         tokens = sequence.tokens
         tokens.append(token)
         sequence.pending -= 1
-        known = len(tokens)
-        if known % self._page_size == 0 and sequence.computed >= known:
+        if len(tokens) % self._page_size == 0:
             self._prefixes.register(sequence)
 
     def schedule(self) -> Schedule | None:
@@ -188,8 +192,7 @@ class Scheduler:
         self._make_room(schedule, needed)
         self._grow(schedule, growing + prefilling)
         for sequence in filled + prefilling:
-            if sequence.slot >= 0:
-                self._prefixes.register(sequence)
+            self._prefixes.register(sequence)
 
     def _add_decode_rows(
         self, schedule: Schedule
@@ -266,20 +269,17 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
         sequence.computed = 0
-        sequence.registered = 0
-        sequence.hashes = []
         sequence.preemptions += 1
         self.num_preemptions += 1
         insort(self._waiting, sequence, key=self._order)
 
     def _grow(self, schedule: Schedule, sequences: list[Sequence]) -> None:
-        """Gives pages for their computed tokens to those that still run. The pool has enough."""
-        running = [s for s in sequences if s.slot >= 0]
-        allocated = self._pool.allocate(sum(map(self._pages_missing, running)))
+        """Gives sequences the pages of their computed tokens; the pool must have enough."""
+        allocated = self._pool.allocate(sum(map(self._pages_missing, sequences)))
         if allocated is None:
-            raise AssertionError(f"only {self._pool.num_free} pages are free for {running}")
+            raise AssertionError(f"only {self._pool.num_free} pages are free for {sequences}")
         new, page_size = iter(allocated), self._page_size
-        for sequence in running:
+        for sequence in sequences:
             pages, slot = sequence.pages, sequence.slot
             for index in range(len(pages), -(-sequence.computed // page_size)):
                 page = next(new)
@@ -308,7 +308,7 @@ class Scheduler:
         """
         pool = self._pool
         reserve = self._reserve()
-        if pool.num_free <= reserve:
+        if pool.num_free <= reserve:  # spares a blocked prompt the search
             return False
         hits = self._prefixes.find(sequence)
         start = len(hits) * self._page_size

@@ -151,8 +151,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _load_verbatim(folder: Path, config: dict[str, Any]) -> "Backend | None":
     """tokenizer.json as it is, or None where `transformers` would not use it as it is."""
     path = folder / "tokenizer.json"
-    changed = config.get("auto_map") or config.get("split_special_tokens")
-    if config.get("tokenizer_class") not in _VERBATIM_CLASSES or changed or not path.is_file():
+    verbatim = config.get("tokenizer_class") in _VERBATIM_CLASSES
+    if not verbatim or config.get("split_special_tokens") or not path.is_file():
         return None
     from tokenizers import Tokenizer as Backend
 

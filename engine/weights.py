@@ -35,4 +35,5 @@ def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
     device = jax.devices()[0]
     placed = {name: jax.device_put(params[name], device) for name in shapes}
     assembly.core.recompute_all()
+    assembly.pool.reset_prefix_cache()
     assembly.runner.replace_params(placed)

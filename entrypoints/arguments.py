@@ -18,10 +18,13 @@ SAMPLING_LEFT_OUT = frozenset({"detokenize", "logprobs", "output_kind", "prompt_
 """Sampling parameters that change what Python returns, not the text."""
 
 
-def add_model(parser: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
-    """The argument that names the model: `flags`, or a positional without any."""
-    text = "Hugging Face id or local folder (default: the embedded demo model)"
-    parser.add_argument(*(flags or ("model",)), metavar="MODEL", help=text, **more)
+MODEL_HELP = "Hugging Face id or local folder"
+
+
+def add_model_flag(parser: argparse.ArgumentParser) -> None:
+    """--model, where None is the demo model."""
+    text = f"{MODEL_HELP} (default: the embedded demo model)"
+    parser.add_argument("--model", metavar="MODEL", help=text)
 
 
 def add_engine_options(
@@ -36,7 +39,7 @@ def add_engine_options(
 
 
 def add_sampling_params(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """A flag for every sampling parameter that concerns text; `defaults` replace the model's own."""
+    """A flag for every sampling parameter that concerns text; `defaults` replace the model's."""
     group = parser.add_argument_group(
         "sampling", "What is not given comes from the model's generation config, then from here."
     )
@@ -66,12 +69,14 @@ def _add_fields(
         if field.name in leave_out:
             continue
         default = defaults.get(field.name, field.default)
+        reading = _reading(field.type)
+        again = " May be given several times." if reading["action"] == "append" else ""
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             dest=field.name,
             default=defaults.get(field.name, argparse.SUPPRESS),
-            help=_help(docs.get(field.name, ""), default),
-            **_reading(field.type),
+            help=_help(docs.get(field.name, "") + again, default),
+            **reading,
         )
 
 
@@ -86,17 +91,17 @@ def _reading(annotation: Any) -> dict[str, Any]:
     if annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(annotation) is Literal:
-        return {"choices": get_args(annotation)}
+        return {"action": "store", "choices": get_args(annotation)}
     members = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     origins = {get_origin(member): member for member in members}
     if list in origins:
         (item,) = get_args(origins[list])
         return {"action": "append", "type": item, "metavar": item.__name__.upper()}
     if origins.keys() & {dict, Mapping}:
-        return {"type": _json_object, "metavar": "JSON"}
+        return {"action": "store", "type": _json_object, "metavar": "JSON"}
     scalar = next(member for member in members if member is not types.NoneType)
     reader = _or_none(scalar) if types.NoneType in members else scalar
-    return {"type": reader, "metavar": scalar.__name__.upper()}
+    return {"action": "store", "type": reader, "metavar": scalar.__name__.upper()}
 
 
 def _or_none(scalar: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -162,10 +162,10 @@ class LayerNorm(nnx.Module):
         self, size: int, eps: float = 1e-5, *, affine: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         self.eps = eps
-        self.weight = self.bias = None
-        if affine:
-            self.weight = weight((size,), ("embed",), dtype=dtype, rngs=rngs, init="ones")
-            self.bias = weight((size,), ("embed",), dtype=dtype, rngs=rngs, init="zeros")
+        self.weight, self.bias = (
+            weight((size,), ("embed",), dtype=dtype, rngs=rngs, init=init) if affine else None
+            for init in ("ones", "zeros")
+        )
 
     def __call__(self, x: Float[Array, "*N E"]) -> Float[Array, "*N E"]:
         y = x.astype(jnp.float32)

@@ -125,10 +125,8 @@ class Attention(nnx.Module):
             bias=config.out_bias,
             **make,
         )
-        self.q_norm = self.k_norm = None
-        if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.norm_eps, ("head_dim",), **make)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_eps, ("head_dim",), **make)
+        self.q_norm = _head_norm(config, **make) if config.qk_norm else None
+        self.k_norm = _head_norm(config, **make) if config.qk_norm else None
         self.scale = config.head_dim**-0.5
         self.window = window
 
@@ -154,6 +152,10 @@ class Attention(nnx.Module):
             y = y + self.qkv_bias[...][None]
         q, k, v = y[:, :, :-2], y[:, :, -2], y[:, :, -1]
         return q.reshape(x.shape[0], -1, q.shape[-1]), k, v
+
+
+def _head_norm(config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> RMSNorm:
+    return RMSNorm(config.head_dim, config.norm_eps, ("head_dim",), dtype=dtype, rngs=rngs)
 
 
 class GatedMLP(nnx.Module):
@@ -218,9 +220,8 @@ class Llama(nnx.Module):
         self.embed = Embedding(config.vocab_size, config.hidden_size, **make)
         self.layers = nnx.List([LlamaLayer(config, window, **make) for window in config.windows])
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, **make)
-        self.head = None
-        if not config.tie_embeddings:
-            self.head = Embedding(config.vocab_size, config.hidden_size, **make)
+        tied = config.tie_embeddings
+        self.head = None if tied else Embedding(config.vocab_size, config.hidden_size, **make)
 
     def __call__(
         self,

@@ -152,15 +152,14 @@ class OPT(nnx.Module):
         self.embed_positions = Embedding(
             config.positions + _POSITION_OFFSET, size, ("position", "embed"), **make
         )
-        self.project_in = self.project_out = self.norm = self.head = None
-        if outer != size:
-            self.project_in = Linear(outer, size, ("embed", "embed_outer"), **make)
-            self.project_out = Linear(size, outer, ("embed_outer", "embed"), **make)
+        inner, projected = ("embed", "embed_outer"), outer != size
+        self.project_in = Linear(outer, size, inner, **make) if projected else None
+        self.project_out = Linear(size, outer, inner[::-1], **make) if projected else None
         self.layers = nnx.List([OPTLayer(config, **make) for _ in range(config.num_layers)])
-        if config.final_norm:
-            self.norm = LayerNorm(size, affine=config.norm_affine, **make)
-        if not config.tie_embeddings:
-            self.head = Embedding(config.vocab_size, outer, **make)
+        self.norm = (
+            LayerNorm(size, affine=config.norm_affine, **make) if config.final_norm else None
+        )
+        self.head = None if config.tie_embeddings else Embedding(config.vocab_size, outer, **make)
 
     def __call__(
         self,

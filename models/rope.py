@@ -140,7 +140,9 @@ class _Settings:
     def wavelengths(self, theta: float | None = None) -> _Frequencies:
         """Positions per radian, the inverse of the unscaled frequencies."""
         exponents = np.arange(0, self.rotary_dim, 2, dtype=np.float32) / np.float32(self.rotary_dim)
-        return np.float32(theta or self["rope_theta"]) ** exponents
+        base = np.float32(theta or self["rope_theta"])
+        # rounded from float64, since float32 powers differ between libraries
+        return (np.float64(base) ** exponents.astype(np.float64)).astype(np.float32)
 
 
 def _default(settings: _Settings) -> tuple[_Frequencies, float]:

@@ -1,11 +1,11 @@
-"""Writes tests/fixtures/beam/: what the beam search of `transformers` gives, for the tests to compare.
+"""Writes tests/fixtures/beam/, what the beam search of `transformers` gives, for tests to compare.
 
-Needs torch and transformers. Run by hand: `python scripts/make_beam_fixtures.py [SHARED_MODELS]`, where
-SHARED_MODELS is the folder with `stories260k`; without it those cases keep what is in the file.
+Needs torch and transformers. Run by hand: `python scripts/make_beam_fixtures.py [STORIES260K]`.
 
 * `rules.json`: a model that is a table of random logits by position and last token, small enough to
   try every option; it decides the rules of the search without an engine.
-* `expected.json`: real models of tests/fixtures/models, 5 beams of up to 50 tokens.
+* `expected.json`: models of tests/fixtures/models, 5 beams of up to 50 tokens.
+* `stories260k.json`: the same for the trained model in the folder STORIES260K, if one is given.
 """
 
 import itertools
@@ -28,6 +28,7 @@ VARIANTS = (
     {"length_penalty": -0.5, "early_stopping": False},
     {"length_penalty": 0.0, "early_stopping": "never"},
 )
+STORIES = ("Once upon a time,", "Lily and Tom", "The big dog was", "One day, a little bird")
 Case = dict[str, Any]
 
 
@@ -51,10 +52,12 @@ class TableModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=self.table[positions, input_ids])
 
 
-def table_of(seed: int, length: int, vocab_size: int) -> np.ndarray:
-    """The same logits in every version of numpy: float32 [length, V, V]."""
+def table_of(seed: int, length: int, vocab_size: int, likely: list[int]) -> np.ndarray:
+    """Float32 [length, V, V], the same in every version of numpy; `likely` tokens come up often."""
     random = np.random.RandomState(seed)
-    return (1.5 * random.standard_normal((length, vocab_size, vocab_size))).astype(np.float32)
+    table = 1.5 * random.standard_normal((length, vocab_size, vocab_size))
+    table[..., likely] += 2
+    return table.astype(np.float32)
 
 
 def search(model: Any, prompt: list[int], case: Case) -> list[Case]:
@@ -86,7 +89,7 @@ def search(model: Any, prompt: list[int], case: Case) -> list[Case]:
 def rules() -> list[Case]:
     """Cases of the table model: every option against every other."""
     widths_and_eos = ((2, [3]), (3, [1, 7]), (4, []), (4, [5]))
-    stops, penalties = (False, True, "never"), (-1.0, 0.0, 0.7, 1.0, 2.5)
+    stops, penalties = (False, True, "never"), (-0.3, 0.0, 0.7, 1.0, 2.5)
     cases = []
     options = itertools.product(widths_and_eos, stops, penalties, range(3))
     for seed, ((width, eos), stop, penalty, _) in enumerate(options):
@@ -95,39 +98,52 @@ def rules() -> list[Case]:
             "vocab_size": 16,
             "beam_width": width,
             "eos_token_ids": eos,
-            "max_tokens": 3 + seed % 7,
+            "max_tokens": 3 + 2 * (seed % 7),
             "early_stopping": stop,
             "length_penalty": penalty,
         }
-        table = table_of(seed, case["max_tokens"] + 1, case["vocab_size"])
+        table = table_of(seed, case["max_tokens"] + 1, case["vocab_size"], eos)
         model = TableModel(TableConfig(vocab_size=case["vocab_size"]), torch.from_numpy(table))
         cases.append({**case, "beams": search(model, [0], case)})
     return cases
 
 
-def real(folder: Path, name: str, prompts: list[list[int]], more_eos: list[int]) -> list[Case]:
-    """Cases of one model; `more_eos` makes beams end that otherwise never would."""
-    model = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
-    own = model.generation_config.eos_token_id
-    eos = sorted({*([own] if isinstance(own, int) else own or ()), *more_eos})
+def real(folder: Path, prompts: list[list[int]], eos: list[int]) -> list[Case]:
+    """Cases of one model, with `eos` for the tokens that end a text."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     cases = []
     for variant in VARIANTS:
-        case = {
-            "model": name,
-            "beam_width": 5,
-            "max_tokens": 50,
-            "eos_token_ids": eos,
-            "prompts": prompts,
-            **variant,
-        }
+        case = {"model": folder.name, "beam_width": 5, "max_tokens": 50, "eos_token_ids": eos}
+        case |= {**variant, "prompts": prompts}
         cases.append({**case, "beams": [search(model, prompt, case) for prompt in prompts]})
     return cases
 
 
+def random_prompts(seed: int, vocab_size: int) -> list[list[int]]:
+    """Token ids of prompts of several lengths."""
+    random = np.random.RandomState(seed)
+    return [random.randint(0, vocab_size, length).tolist() for length in (1, 9, 16, 40)]
+
+
+def stories(folder: Path) -> list[Case]:
+    """Cases of the trained model; in most a full stop ends the text, too."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = [tokenizer(text)["input_ids"] for text in STORIES]
+    full_stop = tokenizer("One day. He went. It was.")["input_ids"][-1]
+    return real(folder, prompts, [2])[:1] + real(folder, prompts, [2, full_stop])
+
+
 def main() -> None:
     """Writes both files."""
-    cases = rules()
-    write("rules.json", cases)
+    write("rules.json", rules())
+    models = FIXTURES / "models"
+    endless = real(models / "llama31", random_prompts(0, 112), [])[:1]
+    ending = real(models / "qwen3", random_prompts(1, 112), list(range(40, 50)))
+    write("expected.json", endless + ending)
+    if len(sys.argv) > 1:
+        write("stories260k.json", stories(Path(sys.argv[1])))
 
 
 def write(name: str, cases: list[Case]) -> None:

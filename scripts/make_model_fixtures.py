@@ -25,7 +25,7 @@ LEAST_MARGIN = 0.01
 """Between the best and the second logit of a greedy step, so that rounding decides nothing."""
 
 SMALL = {
-    "vocab_size": 128,
+    "vocab_size": 112,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -34,12 +34,12 @@ SMALL = {
     "pad_token_id": None,
 }
 LLAMA = SMALL | {
-    "intermediate_size": 40,
+    "intermediate_size": 24,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
     "tie_word_embeddings": True,
 }
-OPT = SMALL | {"ffn_dim": 40, "max_position_embeddings": 128}
+OPT = SMALL | {"ffn_dim": 24, "max_position_embeddings": 64}
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.2, 1.5, 1.7],
@@ -222,7 +222,7 @@ def write(folder: Path, name: str, config: Any, model: Any, expected: dict[str, 
     }
     tensors = RENAMED.get(name, dict)(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    fields = config.to_dict() | {"architectures": [type(model).__name__]}
+    fields = config.to_diff_dict() | {"architectures": [type(model).__name__]}
     fields = old_style(fields) if name in OLD_STYLE else fields | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     np.savez_compressed(folder / "expected.npz", **expected)

@@ -117,7 +117,7 @@ def write_opt(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Writes the small tokenizers of the tests.")
     parser.add_argument(
         "folder", nargs="?", type=Path, default=ROOT / "tests" / "fixtures" / "tokenizers"
     )

@@ -51,7 +51,7 @@ def find_model(
         CheckpointError: there is no such folder or repository, it cannot be reached, or it has no
             weights in a format that Quire reads.
     """
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # unlike Path's own, never raises
     if model and folder.is_dir():
         return folder
     if folder.is_file() or not _REPO_ID.fullmatch(model):
@@ -96,8 +96,9 @@ def _from_hub(
     weights: bool,
 ) -> Path:
     import huggingface_hub
+    from huggingface_hub import constants
 
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return _from_cache(model, revision, download_dir, "HF_HUB_OFFLINE is set", None)
     try:
         names = huggingface_hub.HfApi().list_repo_files(model, revision=revision)

@@ -59,8 +59,13 @@ def _checkpointer(params: "Mapping[str, jax.Array | jax.ShapeDtypeStruct]") -> A
 
 
 def _stored(checkpointer: Any, path: Path) -> dict[str, Any]:
-    tree = checkpointer.metadata(path).item_metadata.tree
-    return {str(name): (tuple(array.shape), np.dtype(array.dtype)) for name, array in tree.items()}
+    described = checkpointer.metadata(path).item_metadata
+    if described is None:  # Orbax only logs what is wrong with it
+        raise ValueError("the description of its parameters is missing or unreadable")
+    return {
+        str(name): (tuple(array.shape), np.dtype(array.dtype))
+        for name, array in described.tree.items()
+    }
 
 
 def _placed(shape: "jax.ShapeDtypeStruct", sharding: "Sharding") -> "jax.ShapeDtypeStruct":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import jax
 
 
-def save_params(path: Path, params: "Mapping[str, jax.Array]", source_folder: Path) -> None:
+def save_params(path: str | Path, params: "Mapping[str, jax.Array]", source_folder: Path) -> None:
     """Writes `params` to a new folder that `load_params` and every Quire program can open.
 
     It gets `quire_params/`, the config (with the type of these parameters) and the tokenizer,
@@ -28,6 +28,7 @@ def save_params(path: Path, params: "Mapping[str, jax.Array]", source_folder: Pa
         ModelConfigError: `source_folder` has no valid `config.json`.
     """
     config = read_config(source_folder)
+    path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(
             f"{path} exists and is not an empty folder, and nothing is overwritten. Give a new "

@@ -122,7 +122,7 @@ def _storage_offset(file: MappedFile, members: dict[str, zipfile.ZipInfo], stora
     # the lengths of name and extra field; the latter differs from the archive's directory
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     start = info.header_offset + _ZIP_HEADER_BYTES + lengths
-    if info.file_size < storage.nbytes or start + info.file_size > file.nbytes:
+    if info.file_size < storage.nbytes:
         raise damaged(file.path, f"storage {storage.key} should have {storage.nbytes} bytes")
     return start
 

@@ -2,13 +2,14 @@
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
 from ... import QuireError
 from ..arguments import (
     add_engine_options,
-    add_model,
+    add_model_flag,
     add_sampling_params,
     engine_options,
     sampling_params,
@@ -24,10 +25,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Adds `chat`."""
     parser = commands.add_parser(
         "chat",
+        usage="%(prog)s [options]",
         help="talk with a model in the terminal",
         description=f"Talks with a model; answers appear as they are made. {HELP}",
     )
-    add_model(parser, "--model")
+    add_model_flag(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before all turns")
     add_sampling_params(parser, max_tokens=None)
     add_engine_options(parser)
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     SamplingParams(**given)  # a mistake is told before the model loads
     options = {"use_tqdm_on_load": sys.stderr.isatty(), **engine_options(args)}
     with Engine(args.model, **options) as engine:
-        params = engine.get_default_sampling_params().replace(**given)
+        params = dataclasses.replace(engine.get_default_sampling_params(), **given)
         _converse(engine, params, args.system)
     return 0
 
@@ -68,9 +70,8 @@ class Conversation:
         turns = [*self.messages, {"role": "user", "content": text}]
         answer: list[str] = []
         try:
-            pieces = self._engine.stream_chat(turns, self._params)
-            with contextlib.closing(pieces), contextlib.suppress(KeyboardInterrupt):
-                for piece in pieces:
+            with contextlib.suppress(KeyboardInterrupt):
+                for piece in self._engine.stream_chat(turns, self._params):
                     answer.append(piece.outputs[0].text)
                     print(answer[-1], end="", flush=True)
         except QuireError as error:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ..arguments import add_engine_options, add_model, engine_options
+from ..arguments import MODEL_HELP, add_engine_options, engine_options
 
 OPTIONS = frozenset({"revision", "download_dir", "dtype", "load_format", "hf_overrides"})
 
@@ -16,7 +16,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Writes a model's weights as an Orbax checkpoint, with its config and "
         "tokenizer, to a new folder that Engine, generate and chat take as a model.",
     )
-    add_model(parser)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("out", metavar="OUT", help="folder to write; it must not exist")
     add_engine_options(parser, OPTIONS)
     parser.set_defaults(run=run)

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from ..arguments import add_engine_options, add_model, engine_options
+from ..arguments import MODEL_HELP, add_engine_options, engine_options
 
 if TYPE_CHECKING:
     from ... import ModelInfo
@@ -15,7 +15,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Adds `info`."""
     text = "show a model's architecture, size and memory needs, without loading its weights"
     parser = commands.add_parser("info", help=text, description=text.capitalize() + ".")
-    add_model(parser, nargs="?")
+    text = f"{MODEL_HELP} (default: the embedded demo model)"
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=text)
     add_engine_options(parser, OPTIONS)
     parser.set_defaults(run=run)
 

@@ -66,7 +66,9 @@ def save(folder: Path, hf: dict[str, Any], params: Params) -> None:
     for piece in Llama.checkpoint_map(LlamaConfig.from_hf(hf)).pieces:
         value = params[piece.param][piece.index].astype(jnp.bfloat16)
         tensors[piece.tensor] = value.reshape(-1, value.shape[-1]) if value.ndim > 1 else value
-    safetensors.flax.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    safetensors.flax.save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], Params]:

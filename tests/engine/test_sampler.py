@@ -22,7 +22,7 @@ from quire.engine.sampler import (
     update_counts,
 )
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
@@ -32,7 +32,7 @@ DEFAULTS = {
     "repetition": 1.0,
     "position": 0,
 }
-FILTERS = [
+FILTERS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.5},
     {"temperature": 2.0},
@@ -81,7 +81,7 @@ def reference_kept(
     return kept
 
 
-def reference_probs(logits: np.ndarray, **filters: float) -> np.ndarray:
+def reference_probs(logits: np.ndarray, **filters: Any) -> np.ndarray:
     values = {name: filters.get(name, DEFAULTS[name]) for name in FILTERS[-1]}
     kept = reference_kept(logits, **values)
     return special.softmax(np.where(kept, logits / np.float64(values["temperature"]), -np.inf))
@@ -108,7 +108,7 @@ def random_logits(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -
         "normal": normal * rng.choice([0.01, 1.0, 8.0]),
         "ties": np.round(normal * 2),
         "tiny": normal * 1e-30,
-        "huge": normal * 1e38,
+        "huge": normal * 5e37,
         "equal": np.zeros(shape),
         "zeros": np.where(normal > 0, 0.0, -0.0),
     }[kind].astype(np.float32)
@@ -117,7 +117,7 @@ def random_logits(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -
     return np.where(forbidden, np.float32(-np.inf), values)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.sampled_from([1, 7, 301]),
@@ -127,9 +127,7 @@ def random_logits(rng: np.random.Generator, kind: str, shape: tuple[int, int]) -
     min_p=st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4),
     temperature=st.lists(st.floats(2**-7, 2, width=32), min_size=4, max_size=4),
 )
-def test_keeps_what_a_sort_keeps(
-    seed: int, size: int, kind: str, **filters: list[float] | list[int]
-) -> None:
+def test_keeps_what_a_sort_keeps(seed: int, size: int, kind: str, **filters: Any) -> None:
     logits = random_logits(np.random.default_rng(seed), kind, (4, size))
     assert_kept_matches(logits, make_rows(4, **filters))
 
@@ -146,12 +144,13 @@ def test_keeps_what_a_sort_keeps_in_a_large_vocabulary(size: int) -> None:
 def test_ties_with_the_last_kept_token_stay() -> None:
     logits = jnp.array([[1.0, 3.0, 2.0, 2.0, 0.0, 2.0]])
     expected = [False, True, True, True, False, True]
-    for filters in ({"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.3}):
+    several: list[dict[str, Any]] = [{"top_k": 2}, {"top_p": 0.6}, {"min_p": 0.3}]
+    for filters in several:
         assert fast_kept(logits, make_rows(1, **filters))[0].tolist() == expected
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
-def test_draws_from_the_filtered_distribution(filters: dict[str, float]) -> None:
+def test_draws_from_the_filtered_distribution(filters: dict[str, Any]) -> None:
     logits = np.array([0.3, 2.0, -np.inf, 1.0, 1.0, -1.0, 2.5, 0.0, -0.5], np.float32)
     num = 4000
     key = jnp.asarray([[5, 6]] * (num // 2) + [[7, 8]] * (num // 2), jnp.uint32)
@@ -207,7 +206,7 @@ def test_a_row_in_a_batch_is_the_row_alone(size: int) -> None:
 @pytest.mark.parametrize(
     "filters", [{"temperature": 0.0, "top_k": 2, "top_p": 0.5}, {"top_k": 1}, {"top_p": 1e-6}]
 )
-def test_is_greedy(filters: dict[str, float]) -> None:
+def test_is_greedy(filters: dict[str, Any]) -> None:
     logits = mixed_batch()[0]
     expected = np.argmax(logits, axis=1)
     assert np.array_equal(greedy(jnp.asarray(logits)), expected)
@@ -217,7 +216,7 @@ def test_is_greedy(filters: dict[str, float]) -> None:
 def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
     logits = jnp.array([[0.0, 5.0, 5.0], [-1e38, -1e38, -2e38], [1e-30, 2e-30, 2e-30]])
     assert greedy(logits).tolist() == [1, 0, 1]
-    assert sample(logits, make_rows(3, temperature=0.0)).tolist() == [1, 0, 1]
+    assert fast_sample(logits, make_rows(3, temperature=0.0)).tolist() == [1, 0, 1]
 
 
 def test_positions_and_keys_change_tokens() -> None:
@@ -236,11 +235,11 @@ def test_tokens_of_a_key_are_the_same_in_every_version_of_jax() -> None:
     key = jnp.tile(jnp.array([[123456789, 987654321]], jnp.uint32), (8, 1))
     logits = jnp.tile(jnp.linspace(0.0, 2.0, 301), (8, 1))
     tokens = fast_sample(logits, make_rows(8, key=key, position=np.arange(8), top_p=0.9))
-    assert tokens.tolist() == []
+    assert tokens.tolist() == [151, 262, 224, 286, 235, 298, 200, 164]
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
-def test_forbidden_everywhere_gives_token_0(filters: dict[str, float]) -> None:
+def test_forbidden_everywhere_gives_token_0(filters: dict[str, Any]) -> None:
     logits = jnp.full((2, 9), -jnp.inf).at[1, 4].set(-3.0)
     assert fast_sample(logits, make_rows(2, **filters)).tolist() == [0, 4]
 

@@ -2,12 +2,21 @@ import copy
 import math
 import pickle
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 
 from quire.engine.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from quire.errors import OptionError
+
+
+def sampling(**options: Any) -> SamplingParams:
+    return SamplingParams(**options)
+
+
+def beams(**options: Any) -> BeamSearchParams:
+    return BeamSearchParams(**options)
 
 
 def test_defaults() -> None:
@@ -17,7 +26,7 @@ def test_defaults() -> None:
     assert (params.stop, params.stop_token_ids, params.bad_words) == ([], [], [])
     assert params.logprobs is None
     assert params.output_kind is RequestOutputKind.CUMULATIVE
-    assert not (params.greedy or params.needs_counts or params.needs_bias)
+    assert (params.greedy, params.needs_counts, params.needs_bias) == (False, False, False)
 
 
 @pytest.mark.parametrize(
@@ -65,20 +74,20 @@ def test_defaults() -> None:
 )
 def test_bad_values_say_what_is_allowed(name: str, value: object, message: str) -> None:
     with pytest.raises(OptionError, match=re.escape(message)) as error:
-        SamplingParams(**{name: value})  # pyright: ignore[reportArgumentType]
+        sampling(**{name: value})
     assert str(error.value).startswith(name)
 
 
 def test_unknown_keyword_names_the_nearest() -> None:
     with pytest.raises(OptionError, match="no parameter 'temprature'. Did you mean 'temperature'"):
-        SamplingParams(temprature=1)  # pyright: ignore[reportCallIssue]
+        sampling(temprature=1)
     with pytest.raises(OptionError, match="no parameter 'zzz'. Known are allowed_token_ids, bad_"):
-        SamplingParams(zzz=1)  # pyright: ignore[reportCallIssue]
+        sampling(zzz=1)
 
 
 def test_all_bad_keywords_are_in_one_error() -> None:
     with pytest.raises(OptionError, match="'topp'.*'top_p'.*best_of=4 is not supported. Pass n"):
-        SamplingParams(topp=1, best_of=4)  # pyright: ignore[reportCallIssue]
+        sampling(topp=1, best_of=4)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +104,12 @@ def test_all_bad_keywords_are_in_one_error() -> None:
 )
 def test_what_is_not_implemented_is_refused(name: str, value: object, remedy: str) -> None:
     with pytest.raises(OptionError, match=f"{name}=.* is not supported. .*{remedy}"):
-        SamplingParams(**{name: value})  # pyright: ignore[reportArgumentType]
+        sampling(**{name: value})
 
 
 def test_what_is_not_implemented_is_accepted_where_it_asks_for_nothing() -> None:
     nothing = {"structured_outputs": None, "best_of": 1, "logits_processors": [], "extra_args": {}}
-    assert SamplingParams(**nothing) == SamplingParams()
+    assert sampling(**nothing) == SamplingParams()
 
 
 def test_greedy_below_its_threshold_resets_the_filters() -> None:
@@ -127,7 +136,7 @@ def test_contradictions_are_refused() -> None:
 
 
 def test_other_spellings_are_normalized() -> None:
-    params = SamplingParams(top_k=-1, seed=-1, stop="a", stop_token_ids=(1, 2))  # pyright: ignore
+    params = sampling(top_k=-1, seed=-1, stop="a", stop_token_ids=(1, 2))
     assert (params.top_k, params.seed) == (0, None)
     assert (params.stop, params.stop_token_ids) == (["a"], [1, 2])
     bias = SamplingParams(logit_bias={"7": 1e9, "8": -math.inf, "9": 0.5}).logit_bias
@@ -135,16 +144,16 @@ def test_other_spellings_are_normalized() -> None:
 
 
 def test_numpy_scalars_are_numbers() -> None:
-    params = SamplingParams(temperature=np.float32(0.5), max_tokens=np.int64(3))  # pyright: ignore
+    params = sampling(temperature=np.float32(0.5), max_tokens=np.int64(3))
     assert (type(params.temperature), type(params.max_tokens)) == (float, int)
-    assert SamplingParams(stop_token_ids=np.array([3, 4])).stop_token_ids == [3, 4]  # pyright: ignore
+    assert sampling(stop_token_ids=np.array([3, 4])).stop_token_ids == [3, 4]
     with pytest.raises(OptionError, match="n=.*is not allowed"):
-        SamplingParams(n=np.bool_(True))  # pyright: ignore[reportArgumentType]
+        sampling(n=np.bool_(True))
 
 
 def test_needs() -> None:
     for name in ("presence_penalty", "frequency_penalty"):
-        assert SamplingParams(**{name: 0.1}).needs_counts
+        assert sampling(**{name: 0.1}).needs_counts
     assert SamplingParams(repetition_penalty=1.1).needs_counts
     assert SamplingParams(logit_bias={1: 1}).needs_bias
     assert SamplingParams(allowed_token_ids=[1]).needs_bias
@@ -183,7 +192,7 @@ def test_generation_config_gives_defaults_as_they_are() -> None:
 @pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids", "logit_bias"])
 def test_token_ids_outside_the_vocabulary_are_refused(name: str) -> None:
     ids = {99: 1.0, 100: 1.0} if name == "logit_bias" else [99, 100]
-    params = SamplingParams(**{name: ids})  # pyright: ignore[reportArgumentType]
+    params = sampling(**{name: ids})
     params.validate_for(vocab_size=101, max_logprobs=20)
     with pytest.raises(OptionError, match=rf"{name} has the token ids \[100\]: .* 0 to 99"):
         params.validate_for(vocab_size=100, max_logprobs=20)
@@ -191,14 +200,14 @@ def test_token_ids_outside_the_vocabulary_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
 def test_too_many_logprobs_are_refused(name: str) -> None:
-    params = SamplingParams(**{name: 21})
+    params = sampling(**{name: 21})
     with pytest.raises(OptionError, match=f"{name}=21 is too many: at most 20 .*max_logprobs"):
         params.validate_for(vocab_size=100, max_logprobs=20)
     params.validate_for(vocab_size=100, max_logprobs=-1)
     with pytest.raises(OptionError, match="at most 8 are allowed"):
         params.validate_for(vocab_size=8, max_logprobs=-1)
     for count in (-1, 0, 20):
-        SamplingParams(**{name: count}).validate_for(vocab_size=100, max_logprobs=20)
+        sampling(**{name: count}).validate_for(vocab_size=100, max_logprobs=20)
 
 
 def test_repr_shows_what_was_asked_for() -> None:
@@ -234,9 +243,9 @@ def test_beam_search_defaults() -> None:
 )
 def test_beam_search_mistakes(name: str, value: object, message: str) -> None:
     with pytest.raises(OptionError, match=re.escape(message)):
-        BeamSearchParams(**{"beam_width": 2, "max_tokens": 3, name: value})  # pyright: ignore
+        beams(**{"beam_width": 2, "max_tokens": 3, name: value})
 
 
 def test_beam_search_needs_width_and_length() -> None:
     with pytest.raises(OptionError, match="'beam_width' is missing.*'max_tokens' is missing"):
-        BeamSearchParams()  # pyright: ignore[reportCallIssue]
+        beams()

@@ -273,14 +273,14 @@ def test_admission_leaves_one_page_in_a_hundred():
 
 
 def test_the_reserve_does_not_bind_when_nothing_runs():
-    scheduler = make(num_pages=6)
-    add(scheduler, 0, 20, 1)
-    assert plan(step(scheduler)) == [(0, 0, 20, True)]
+    scheduler = make(num_pages=401, max_num_batched_tokens=2000, max_model_len=2000)
+    add(scheduler, 0, 1600, 1)
+    assert plan(step(scheduler)) == [(0, 0, 1600, True)]
 
 
 @pytest.mark.parametrize(("policy", "victim"), [("fcfs", 2), ("priority", 0)])
 def test_preempts_the_last_in_order(policy: str, victim: int):
-    scheduler = make(num_pages=8, page_size=4, policy=policy)
+    scheduler = make(num_pages=7, policy=policy)
     sequences = [add(scheduler, a, 4, 20, priority=-a) for a in range(3)]
     advance(scheduler, 5)
     schedule = step(scheduler)

@@ -242,6 +242,8 @@ class Driver:
         elif chance < 0.275:
             simulation.pool.reset_prefix_cache()
         elif chance < 0.28:
+            simulation.scheduler.preempt_all()
+        elif chance < 0.285:
             simulation.update_weights()
         else:
             simulation.step()

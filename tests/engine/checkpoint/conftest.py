@@ -1,7 +1,10 @@
 """Writers of checkpoint files from numpy arrays, and the folder of files that torch wrote."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,6 +46,20 @@ def tensor(key: str, array: np.ndarray) -> bytes:
 def pickled(arrays: Arrays) -> bytes:
     items = (text(name) + tensor(str(i), a) for i, (name, a) in enumerate(arrays.items()))
     return b"\x80\x02}(" + b"".join(items) + b"u."
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Runs a program in a process of its own and gives what it prints."""
+
+    def run(code: str, *args: str, **environment: str) -> str:
+        command = [sys.executable, "-c", code, *args]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

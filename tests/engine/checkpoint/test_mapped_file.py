@@ -25,9 +25,7 @@ def test_views(file: MappedFile) -> None:
 @pytest.mark.parametrize(
     ("shape", "offset"), [((10_001,), 0), ((1,), 19_999), ((1,), -2), ((2**62, 4), 0)]
 )
-def test_views_stay_within_the_file(
-    file: MappedFile, shape: tuple[int, ...], offset: int
-) -> None:
+def test_views_stay_within_the_file(file: MappedFile, shape: tuple[int, ...], offset: int) -> None:
     with pytest.raises(CheckpointError, match="data is damaged: a tensor"):
         file.view(np.dtype(np.uint16), shape, offset)
 

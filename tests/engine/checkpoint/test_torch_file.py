@@ -17,7 +17,7 @@ OLD_TYPES += ("int64", "int32", "int16", "int8", "uint8")
 NEW_TYPES = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
 COUNTED = np.arange(6).reshape(2, 3)
 
-EXPECTED = {
+EXPECTED: dict[str, np.ndarray] = {
     **dict.fromkeys(OLD_TYPES, COUNTED),
     "bool": np.array([True, False, True]),
     "scalar": np.array(7),
@@ -135,7 +135,6 @@ def test_compressed_members_are_refused(tmp_path: Path, write_zip: Write) -> Non
         ({"a/data.pkl": b"}.", "b/version": b"3"}, "2 top folders"),
         ({"a/version": b"3"}, r"no data\.pkl"),
         ({"a/data.pkl": b""}, "its pickle cannot be read"),
-        ({}, "0 top folders|no valid archive"),
     ],
 )
 def test_other_archives(tmp_path: Path, members: dict[str, bytes], what: str) -> None:

@@ -105,14 +105,11 @@ def test_names_outside_the_table(operations: bytes) -> None:
 
 
 def test_the_extension_registry_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copyreg, "_extension_cache", {5: os.system}, raising=False)
-    copyreg.add_extension("os", "system", 5)
-    try:
-        for code in (b"\x82\x05", b"\x83\x05\0", b"\x84\x05\0\0\0"):
-            with pytest.raises(UnsafeCheckpointError, match="extension registry"):
-                load(code + b"(X\x04\0\0\0truetR")
-    finally:
-        copyreg.remove_extension("os", "system", 5)
+    # what was once found there is handed out from a cache, without a question to find_class
+    monkeypatch.setitem(getattr(copyreg, "_extension_cache"), 5, os.system)  # noqa: B009
+    for code in (b"\x82\x05", b"\x83\x05\0", b"\x84\x05\0\0\0"):
+        with pytest.raises(UnsafeCheckpointError, match="extension registry"):
+            load(code + b"(X\x04\0\0\0truetR")
 
 
 def state_with(key: str) -> bytes:

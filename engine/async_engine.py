@@ -1,0 +1,332 @@
+"""`AsyncEngine`: the engine for programs built on asyncio."""
+
+import asyncio
+import contextlib
+import dataclasses
+import queue
+import threading
+import uuid
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import jax
+
+from ..errors import EngineClosedError, OptionError, PromptError
+from .engine import Engine, _refuse_adapter
+from .outputs import RequestOutput
+from .prompts import Prompt, parse_prompts
+from .request import Request
+from .sampling_params import RequestOutputKind, SamplingParams
+from .stats import EngineStats
+
+T = TypeVar("T")
+_Item = RequestOutput | EngineClosedError
+
+
+class AsyncEngine:
+    """An engine for asyncio: any number of coroutines generate at once, on one event loop or many.
+
+    A thread of its own steps the engine while there is work and sleeps while there is none. Use it
+    with `async with`, or call `close`; garbage collection and the end of the program close it too.
+    """
+
+    def __init__(self, model: str | Path | None = None, **options: Any) -> None:
+        """Loads a model; arguments and errors are those of `Engine`."""
+        self._engine = Engine(model, **options)
+        self._worker = _Worker(self._engine)
+        # One thread, so that requests are made in the order they were asked for.
+        self._preparing = ThreadPoolExecutor(1, "quire-prepare")
+        self._finalizer = weakref.finalize(self, self._worker.close)
+
+    def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        lora_request: None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Completes one prompt; an asynchronous generator of its outputs.
+
+        Leaving it early, or cancelling the task it runs in, aborts the request.
+
+        Args:
+            prompt: text, token ids or a dict, as for `Engine.generate`.
+            sampling_params: None takes the model's defaults. Its `output_kind` says what an output
+                holds: all so far, what is new, or everything at the end.
+            request_id: a name for `abort`, unlike that of any request that runs; None makes one up.
+            priority: lower goes first, under `scheduling_policy="priority"`.
+
+        Raises, from the first step of the generator on:
+            PromptError, OptionError, MemoryBudgetError: nothing was queued; the engine serves on.
+            EngineClosedError: the engine was closed, or died of an error, before or meanwhile.
+        """
+        _refuse_adapter(lora_request)
+
+        def parse() -> list[Prompt]:
+            return parse_prompts(prompt, self._engine._running.tokenizer)
+
+        return self._outputs(parse, sampling_params, request_id, priority)
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        lora_request: None = None,
+        **template: Any,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """`generate` for one conversation; `template` as the keywords of `Engine.chat`."""
+        _refuse_adapter(lora_request)
+
+        def parse() -> list[Prompt]:
+            return self._engine._chat_prompts(messages, **template)
+
+        return self._outputs(parse, sampling_params, request_id, priority)
+
+    async def abort(self, request_id: str | Sequence[str]) -> None:
+        """Ends requests and frees their pages; their generators end after one more output.
+
+        Unknown ids are ignored.
+        """
+        await self._ask(lambda: self._engine.abort(request_id))
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes; requests that run are not disturbed."""
+        return await self._ask(self._engine.reset_prefix_cache)
+
+    @property
+    def params(self) -> dict[str, jax.Array]:
+        """The weights, a JAX pytree: dotted name to array on the device."""
+        return self._engine.params
+
+    async def update_params(self, params: Mapping[str, Any]) -> None:
+        """Takes new weights in place of the old ones, as `Engine.update_params` does."""
+        await self._ask(lambda: self._engine.update_params(params))
+
+    def stats(self) -> EngineStats:
+        """Counts of requests, tokens, pages and programs. Never waits for a step."""
+        return self._engine._running.stats()
+
+    def get_tokenizer(self) -> Any:
+        """The underlying `transformers` tokenizer; None with `skip_tokenizer_init`."""
+        return self._engine.get_tokenizer()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it takes requests: neither closed nor dead."""
+        return self._worker.ended is None
+
+    @property
+    def errored(self) -> bool:
+        """Whether it died of an error."""
+        return self.dead_error is not None
+
+    @property
+    def dead_error(self) -> EngineClosedError | None:
+        """Tells what it died of, with the error as `__cause__`; None if it did not."""
+        ended = self._worker.ended
+        return None if ended is None or ended.__cause__ is None else ended
+
+    def close(self) -> None:
+        """Ends every generator with EngineClosedError and gives the device memory back.
+
+        Waits for the step in hand. May be called twice, and from any thread.
+        """
+        self._finalizer()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    async def _ask(self, function: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._worker.ask(function))
+
+    async def _outputs(
+        self,
+        parse: Callable[[], list[Prompt]],
+        params: SamplingParams | None,
+        request_id: str | None,
+        priority: int,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        def make() -> Request:
+            return self._make(parse(), params, priority, stream.request_id)
+
+        loop = asyncio.get_running_loop()
+        stream = _Stream(_checked_id(request_id), loop, asyncio.Queue())
+        with self._worker.following(stream):
+            request = await loop.run_in_executor(self._preparing, make)
+            await self._ask(lambda: self._worker.add(request, stream))
+            finished = False
+            while not finished:
+                output = await stream.next()
+                finished = output.finished
+                yield output
+
+    def _make(
+        self, prompts: list[Prompt], params: SamplingParams | None, priority: int, request_id: str
+    ) -> Request:
+        if len(prompts) != 1:
+            raise PromptError(f"{len(prompts)} prompts were given: pass one to each call.")
+        kind = RequestOutputKind.CUMULATIVE
+        if isinstance(params, SamplingParams):
+            kind = params.output_kind
+        [request] = self._engine._make(prompts, params, priority, kind)
+        request.id = request_id
+        return request
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Stream:
+    """The way of one request's outputs to the coroutine that waits for them."""
+
+    request_id: str
+    loop: asyncio.AbstractEventLoop
+    queue: "asyncio.Queue[_Item]"
+    """Touched on `loop` alone."""
+
+    async def next(self) -> RequestOutput:
+        """The next output. Raises EngineClosedError where none will come."""
+        item = await self.queue.get()
+        if isinstance(item, EngineClosedError):
+            raise _again(item)
+        return item
+
+
+class _Worker:
+    """The thread that steps an engine. It alone touches the core, for others between steps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._core = engine._running.core
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._outbox: list[tuple[_Stream, _Item]] = []
+        self._streams: dict[str, _Stream] = {}  # of generators that have not ended, by request id
+        self._closing = False
+        self.ended: EngineClosedError | None = None
+        """Why it serves no more; None while it does."""
+        self._thread = threading.Thread(target=self._serve, name="quire-engine", daemon=True)
+        self._thread.start()
+
+    def ask(self, function: Callable[[], T]) -> "Future[T]":
+        """Has the thread call `function` before its next step.
+
+        The future raises EngineClosedError if there is none to come.
+        """
+        future: Future[T] = Future()
+
+        def answer() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                if self.ended is not None:
+                    raise _again(self.ended)
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._inbox.put(answer)
+        if self.ended is not None:
+            self._obey(wait=False)
+        return future
+
+    @contextlib.contextmanager
+    def following(self, stream: _Stream) -> Iterator[None]:
+        """Keeps the stream's id taken, and aborts its request at the end. Raises OptionError."""
+        if self._streams.setdefault(stream.request_id, stream) is not stream:
+            raise OptionError(
+                f"request_id={stream.request_id!r} is the id of a request that runs. Pass another, "
+                "or none to have one made up."
+            )
+        try:
+            yield
+        finally:
+            self.ask(lambda: self._core.abort(stream.request_id))
+            self._streams.pop(stream.request_id, None)
+
+    def add(self, request: Request, stream: _Stream) -> None:
+        """Queues a request whose outputs go to `stream`. For the thread alone."""
+        self._core.add(request, lambda output: self._outbox.append((stream, output)))
+
+    def close(self) -> None:
+        """Stops the thread after the step in hand, and closes the engine."""
+        self.ask(self._stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._engine.close()
+
+    def _serve(self) -> None:
+        try:
+            while not self._closing:
+                self._obey(wait=not self._core.has_work)
+                if self._core.has_work:
+                    self._engine._step()
+                self._deliver()
+        except Exception as error:
+            self._end(f"the engine stopped after an error ({error!r}). Make a new one.", error)
+        else:
+            self._end("this engine was closed. Make a new one.", None)
+
+    def _obey(self, *, wait: bool) -> None:
+        """Does all that was asked; with `wait`, sleeps until there is something."""
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(block=wait)()
+            while True:
+                self._inbox.get_nowait()()
+
+    def _stop(self) -> None:
+        self._closing = True
+
+    def _end(self, reason: str, cause: Exception | None) -> None:
+        """Tells everybody who waits, or asks from now on, that there is nothing to come."""
+        ended = EngineClosedError(reason)
+        ended.__cause__ = cause
+        self.ended = ended
+        self._obey(wait=False)
+        self._outbox += [(stream, ended) for stream in list(self._streams.values())]
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Sends what a step gave to the event loops, with one call to each: a call wakes it."""
+        batches: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Item]]] = {}
+        for stream, item in self._outbox:
+            batches.setdefault(stream.loop, []).append((stream, item))
+        self._outbox.clear()
+        for loop, batch in batches.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, batch)
+            except RuntimeError:  # the loop was closed, so nobody waits any more
+                self._abandon([stream for stream, _ in batch])
+
+    def _abandon(self, streams: list[_Stream]) -> None:
+        for stream in streams:
+            self._streams.pop(stream.request_id, None)
+            self._core.abort(stream.request_id)
+
+
+def _put_all(batch: list[tuple[_Stream, _Item]]) -> None:
+    for stream, item in batch:
+        stream.queue.put_nowait(item)
+
+
+def _again(error: EngineClosedError) -> EngineClosedError:
+    """The same error, for one more to raise: a traceback grows with every raise."""
+    copy = EngineClosedError(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+def _checked_id(request_id: str | None) -> str:
+    if request_id is None:
+        return uuid.uuid4().hex
+    if not isinstance(request_id, str) or not request_id:
+        raise OptionError(f"request_id={request_id!r} must be text that is not empty, or None.")
+    return request_id

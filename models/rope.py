@@ -66,8 +66,18 @@ def apply(
 
 
 def rope_parameters(hf: HfConfig) -> dict[str, Any]:
-    """The rope settings of a `config.json`, old names or new, with theta and type filled in."""
+    """The rope settings of a `config.json`, old names or new, with theta and type filled in.
+
+    Raises:
+        UnsupportedModelError: there are settings for each type of layer.
+    """
     found = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
+    nested = [name for name, value in found.items() if isinstance(value, Mapping)]
+    if nested:
+        raise UnsupportedModelError(
+            f"The model's config.json has rope settings for each type of layer ({nested}), which "
+            "are not supported; one set for all layers is."
+        )
     found["rope_type"] = found.get("rope_type") or found.pop("type", None) or "default"
     for name, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 1.0)):
         if found.get(name) is None:

@@ -11,6 +11,9 @@ from ...errors import ModelConfigError, OptionError, nearest
 
 logger = logging.getLogger(__name__)
 
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+"""Where `config.json` names the type: now, and before transformers 5."""
+
 _FLOAT16 = np.dtype(np.float16)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT32 = np.dtype(np.float32)
@@ -69,6 +72,3 @@ def _checkpoint_dtype(hf_config: Mapping[str, Any]) -> np.dtype:
             "and float32. Choose one with dtype=..., for example dtype='bfloat16'."
         )
     return _NAMES[short]
-
-
-_DTYPE_KEYS = ("dtype", "torch_dtype")

@@ -128,7 +128,9 @@ def _load(plan: ParamPlan, sharding: "Sharding", budget: ByteBudget) -> "jax.Arr
             array = jax.device_put(assemble(plan) if host is None else host, sharding)
             array.block_until_ready()
         except jax.errors.JaxRuntimeError as error:
-            raise _out_of_memory(plan, error) from error
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise _out_of_memory(plan) from error
         for fill in plan.fills:
             fill.file.release(fill.source)
     return array
@@ -162,9 +164,7 @@ def assemble(plan: ParamPlan) -> np.ndarray:
     return buffer
 
 
-def _out_of_memory(plan: ParamPlan, error: Exception) -> Exception:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
+def _out_of_memory(plan: ParamPlan) -> MemoryBudgetError:
     return MemoryBudgetError(
         f"The device has no memory left for parameter {plan.name} ({plan.nbytes / 2**30:.2f} GiB). "
         "Use a smaller model, a 16-bit dtype, or a device with more free memory."

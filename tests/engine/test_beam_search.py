@@ -7,7 +7,7 @@ import math
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from quire.engine.beam_search import Beam, BeamSearch, Logprobs
 from quire.engine.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
 from quire.engine.prompts import Prompt
 from quire.engine.sampling_params import BeamSearchParams, SamplingParams
+from quire.engine.tokenizer import Tokenizer
 from quire.errors import EngineClosedError, OptionError, PromptError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -225,7 +226,7 @@ def drive(engine: Any, prompts: Sequence[list[int]], **options: Any) -> list[Bea
     made = [Prompt(None, tokens, b"salt") for tokens in prompts]
     outputs = beam_search.run(engine, made, params, use_tqdm=False)
     assert all(isinstance(output, BeamSearchOutput) for output in outputs)
-    return outputs  # type: ignore[return-value]
+    return cast("list[BeamSearchOutput]", outputs)
 
 
 def test_all_prompts_share_each_step() -> None:
@@ -287,6 +288,29 @@ def test_a_temperature_divides_the_logits() -> None:
     assert one.sequences == zero.sequences
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "Hello"),
+        ({"include_stop_str_in_output": True}, "Hello"),
+        ({"skip_special_tokens": False}, "Hello"),
+        ({"skip_special_tokens": False, "include_stop_str_in_output": True}, "Hello<|end|>"),
+    ],
+)
+def test_text_has_the_end_token_only_if_asked(options: dict[str, Any], text: str) -> None:
+    tokenizer = Tokenizer(FIXTURES / "tokenizers" / "byte_level")
+    tokens = [5, *tokenizer.encode("Hello", add_special_tokens=False), tokenizer.eos_token_id]
+    table = np.zeros((9, 400, 400), np.float32)
+    for position, (last, token) in enumerate(itertools.pairwise(tokens)):
+        table[position, last, token] = 30
+    engine: Any = TableEngine(table, frozenset(tokens[-1:]))
+    engine._running.tokenizer = tokenizer
+    [output] = drive(engine, [[5]], beam_width=1, max_tokens=9, **options)
+    [beam] = output.sequences
+    assert (beam.token_ids, beam.finish_reason) == (tokens[1:], "stop")
+    assert beam.text == text.replace("<|end|>", tokenizer.token_str(tokens[-1]))
+
+
 def test_ends_at_the_length_of_the_model() -> None:
     engine = TableEngine(table_of(6, 9, 8), frozenset(), max_model_len=5)
     [output] = drive(engine, [[0, 1, 2]], max_tokens=40)
@@ -332,6 +356,50 @@ def test_shows_a_bar_over_steps(capsys: pytest.CaptureFixture[str]) -> None:
     params = BeamSearchParams(beam_width=2, max_tokens=4)
     beam_search.run(engine, [Prompt(None, [0])], params, use_tqdm=True)
     assert "4/4" in capsys.readouterr().err
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20)
+PROMPTS = ["Hello, my name is", "One, two, three"]
+
+
+def beams(engine: Engine, **options: Any) -> list[BeamSearchOutput]:
+    fields: dict[str, Any] = {"beam_width": 3, "max_tokens": 6} | options
+    outputs = engine.beam_search(PROMPTS, BeamSearchParams(**fields))
+    return cast("list[BeamSearchOutput]", outputs)
+
+
+def test_one_beam_is_what_generate_gives(engine: Engine) -> None:
+    greedy = engine.generate(PROMPTS, GREEDY, use_tqdm=False)
+    found = beams(engine, beam_width=1, max_tokens=20)
+    for output, alone in zip(found, greedy, strict=True):
+        assert output.prompt == alone.prompt
+        [beam], [one] = output.sequences, alone.outputs
+        assert (beam.token_ids, beam.text) == (one.token_ids, one.text)
+        assert beam.finish_reason == one.finish_reason
+
+
+def test_generate_and_beam_search_are_one(engine: Engine) -> None:
+    params = BeamSearchParams(beam_width=3, max_tokens=6)
+    found = engine.generate(PROMPTS, params, use_tqdm=False)
+    assert [output.outputs for output in found] == [output.outputs for output in beams(engine)]
+    assert len(found[0].outputs) == 3
+    assert len({output.request_id for output in [*found, *beams(engine)]}) == 4
+
+
+def test_more_beams_than_log_probabilities_of_a_step(engine: Engine) -> None:
+    assert engine.options.max_logprobs < 30
+    wide, narrow = (beams(engine, beam_width=width, max_tokens=1) for width in (30, 5))
+    for many, few in zip(wide, narrow, strict=True):
+        assert len(many.sequences) == 30
+        for one, other in zip(many.sequences, few.sequences, strict=False):
+            assert one.token_ids == other.token_ids
+            assert one.score == pytest.approx(other.score, rel=1e-5)
+
+
+def test_a_temperature_of_1_changes_nothing_and_another_does(engine: Engine) -> None:
+    plain, one, hot = (beams(engine, temperature=t) for t in (0.0, 1.0, 1.5))
+    assert [output.outputs for output in plain] == [output.outputs for output in one]
+    assert plain[0].sequences[0].score > hot[0].sequences[0].score
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,18 @@ def test_every_float_becomes_every_other(
     check(load(tmp_path, wanted), tensors, wanted)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("wanted", FLOATS[:3])
+@pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+def test_on_a_gpu(tmp_path: Path, form: str, wanted: Any, request: pytest.FixtureRequest) -> None:
+    tensors = tiny_tensors(ml_dtypes.bfloat16)
+    name = "model.safetensors" if form == "safetensors" else "pytorch_model.bin"
+    request.getfixturevalue(f"write_{form}")(tmp_path / name, tensors)
+    params = load(tmp_path, wanted)
+    assert params["embed"].devices() == {jax.devices("gpu")[0]}
+    check(params, tensors, wanted)
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_torch_files(tmp_path: Path, form: str, request: pytest.FixtureRequest) -> None:
     tensors = tiny_tensors(np.float16)

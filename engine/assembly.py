@@ -107,10 +107,12 @@ def assemble(options: EngineOptions) -> Assembly:
 
 def _use_compilation_cache(folder: str | None) -> None:
     """Turns on JAX's persistent cache, unless the program has set one itself."""
-    if folder is None or jax.config.jax_compilation_cache_dir:
+    if folder is None or jax.config.jax_compilation_cache_dir:  # pyright: ignore
         return
     if folder == "auto":
-        folder = str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "quire" / "xla")
+        folder = str(
+            Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "quire" / "xla"
+        )
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -122,8 +124,8 @@ def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
     seqs = options.max_num_seqs or min(64 if on_cpu else 256, tokens)
     if seqs > tokens:
         raise OptionError(
-            f"max_num_seqs={seqs} is above max_num_batched_tokens={tokens}, so not all sequences could "
-            "take a step together. Raise the second or lower the first."
+            f"max_num_seqs={seqs} is above max_num_batched_tokens={tokens}, so not all sequences "
+            "could take a step together. Raise the second or lower the first."
         )
     config = RunnerConfig(
         buckets=Buckets(seqs, tokens, growth=4 if on_cpu else 2),

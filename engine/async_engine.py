@@ -98,7 +98,7 @@ class AsyncEngine:
         await self._ask(lambda: self._engine.abort(request_id))
 
     async def reset_prefix_cache(self) -> bool:
-        """Forgets all cached prefixes; requests that run are not disturbed."""
+        """Forgets all cached prefixes; requests that run go on. True where none does."""
         return await self._ask(self._engine.reset_prefix_cache)
 
     @property

@@ -1,7 +1,7 @@
 """One step's batch as one packed int32 buffer: written here by the host, unpacked in the step.
 
-Layout, in this order: `rows` [R, len(RowField)], `patches` [N, 3] and, in mixed programs, `tokens` [T] and
-the row of each token [T]. Floats are stored by their bits.
+Layout, in this order: `rows` [R, len(RowField)], `patches` [N, 3] and, in mixed programs, `tokens`
+[T] and the row of each token [T]. Floats are stored by their bits.
 """
 
 import enum

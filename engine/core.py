@@ -46,7 +46,7 @@ class EngineCore:
         return bool(self._in_flight) or self._scheduler.has_work
 
     def add(self, request: Request, sink: Sink) -> None:
-        """Queues a request; `sink` gets its outputs. Raises MemoryBudgetError if it can never fit."""
+        """Queues a request; `sink` gets its outputs. Raises what `Scheduler.add` raises."""
         self._check_alive()
         self._scheduler.add(request)
         self._requests[request.id] = request

@@ -24,7 +24,7 @@ class DeviceState:
 
     cache: tuple[tuple[Float[Array, "P S Hkv D"], Float[Array, "P S Hkv D"]], ...]
     """K and V of each layer. Page 0 is the null page. Starts as zeros."""
-    last_token: Int[Array, "N+1"]
+    last_token: Int[Array, " N+1"]
     """The token each slot sampled last."""
     page_table: Int[Array, "N+1 M"]
 
@@ -56,7 +56,7 @@ class RunnerConfig:
 
 
 def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
-    """An empty state, made on the device. Zeros, since 0 * NaN would leak from an unwritten page."""
+    """An empty state, made on the device. Zeros: 0 * NaN would leak from an unwritten page."""
     model = spec.config
     shape = (config.num_pages, config.page_size, model.num_kv_heads, model.head_dim)
     pages_per_row = -(-model.max_model_len // config.page_size)
@@ -74,22 +74,20 @@ def new_tables(spec: "ModelSpec", config: RunnerConfig) -> TokenTables:
     return TokenTables(counts=jnp.zeros(shape, jnp.int32), bias=jnp.zeros(shape, jnp.float32))
 
 
-def patch_page_table(
-    table: Int[Array, "N+1 M"], patches: Int[Array, "K 3"]
-) -> Int[Array, "N+1 M"]:
+def patch_page_table(table: Int[Array, "N+1 M"], patches: Int[Array, "K 3"]) -> Int[Array, "N+1 M"]:
     """Writes (slot, index, page) entries; those with a slot beyond the table are padding."""
     return table.at[patches[:, 0], patches[:, 1]].set(patches[:, 2], mode="drop")
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def apply_patches(state: DeviceState, patches: Int[Array, "K 3"]) -> DeviceState:
-    """`patch_page_table` as a program of its own, for what a step has no room for. Donates `state`."""
+    """`patch_page_table` as a program, for what a step has no room for. Donates `state`."""
     return dataclasses.replace(state, page_table=patch_page_table(state.page_table, patches))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def write_table_rows(
-    tables: TokenTables, slot: Int[Array, ""], counts: Int[Array, "V"], bias: Float[Array, "V"]
+    tables: TokenTables, slot: Int[Array, ""], counts: Int[Array, " V"], bias: Float[Array, " V"]
 ) -> TokenTables:
     """Replaces both rows of a slot. Donates `tables`."""
     return TokenTables(tables.counts.at[slot].set(counts), tables.bias.at[slot].set(bias))
@@ -97,7 +95,7 @@ def write_table_rows(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def write_bias_row(
-    tables: TokenTables, slot: Int[Array, ""], bias: Float[Array, "V"]
+    tables: TokenTables, slot: Int[Array, ""], bias: Float[Array, " V"]
 ) -> TokenTables:
     """Replaces the bias of a slot and keeps its counts. Donates `tables`."""
     return dataclasses.replace(tables, bias=tables.bias.at[slot].set(bias))

@@ -42,7 +42,8 @@ class Engine:
             **options: the fields of `EngineOptions`; the documentation has a page on them.
 
         Raises:
-            OptionError, ModelConfigError, UnsupportedModelError, CheckpointError, MemoryBudgetError.
+            OptionError, ModelConfigError, UnsupportedModelError, CheckpointError,
+            MemoryBudgetError.
         """
         name = str(model) if isinstance(model, Path) else model
         self.options = make_options(name, **options)
@@ -75,7 +76,7 @@ class Engine:
 
         Raises:
             PromptError, OptionError: before anything is queued; the engine serves on.
-            KeyboardInterrupt: after Ctrl-C, with this call's requests aborted and the engine usable.
+            KeyboardInterrupt: after Ctrl-C; this call's requests are aborted, the engine serves on.
         """
         _refuse_adapter(lora_request)
         if isinstance(sampling_params, BeamSearchParams):
@@ -132,8 +133,8 @@ class Engine:
     ) -> Iterator[RequestOutput]:
         """Yields outputs as they come, each with the text and tokens new since the last one.
 
-        Outputs of several prompts interleave; their `request_id`s ascend in the order of the prompts.
-        Leaving the loop aborts what is not done.
+        Outputs of several prompts interleave; their `request_id`s ascend in the order of the
+        prompts. Leaving the loop aborts what is not done.
         """
         parsed = parse_prompts(prompts, self._running.tokenizer)
         return self._stream(parsed, sampling_params)
@@ -168,7 +169,7 @@ class Engine:
             update_params(self._running, params)
 
     def save(self, path: str | Path) -> None:
-        """Writes weights (Orbax), config and tokenizer to a new folder that `Engine(path)` loads."""
+        """Writes weights (Orbax), config and tokenizer to a folder that `Engine(path)` loads."""
         from .checkpoint import save_params
 
         save_params(path, self.params, self._running.spec.folder)
@@ -307,5 +308,3 @@ class Engine:
 def _refuse_adapter(lora_request: object) -> None:
     if lora_request is not None:
         raise OptionError(f"lora_request={lora_request!r} is not supported yet. Leave it out.")
-
-

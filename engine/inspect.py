@@ -26,7 +26,7 @@ class ModelInfo:
 
 
 def model_info(model: str | None = None, **options: Any) -> ModelInfo:
-    """Reads a model's config. Takes `Engine`'s arguments and raises its errors; loads no weights."""
+    """Reads a model's config, no weights. Takes `Engine`'s arguments and raises its errors."""
     spec = find_spec(make_options(model, **options))
     config = spec.config
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim

@@ -21,17 +21,21 @@ CPU_CACHE_BYTES = 256 * 2**20
 """Default size of the pool on a CPU."""
 
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_JAX_DEFAULT = 0.75
+_SCRATCH_SHARE = 0.04
+"""Share of a GPU beyond `gpu_memory_utilization` that JAX may take while it compiles."""
 
 
 def reserve_gpu_memory(utilization: float) -> None:
-    """Lets JAX's allocator take `utilization` of a GPU, if its backend has not started yet.
+    """Lets JAX take `utilization` of a GPU and some scratch, if it has not started yet.
 
-    JAX takes 75 % by default, at its first use. A value set in the environment stays.
+    JAX takes 75 % by default, at its first use. A value set in the environment stays. The scratch
+    is for XLA, which times matrix products on copies of their operands while it compiles.
     """
     from jax._src import xla_bridge  # no public name tells whether backends have started
 
     if not xla_bridge.backends_are_initialized():
-        os.environ.setdefault(_FRACTION, f"{utilization:.3f}")
+        os.environ.setdefault(_FRACTION, f"{min(utilization + _SCRATCH_SHARE, 0.98):.3f}")
 
 
 def plan_pages(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions) -> int:
@@ -53,54 +57,70 @@ def plan_pages(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions) 
     pages = min(_round_down(budget // page), useful)
     if pages < needed:
         raise MemoryBudgetError(
-            f"{budget / 2**20:,.0f} MiB hold {max(pages, 0):,} KV pages of {page:,} bytes, but one sequence "
-            f"of max_model_len={spec.config.max_model_len} needs {needed:,} ({needed * page / 2**20:,.0f} "
-            "MiB). Lower max_model_len, or raise kv_cache_memory_bytes or gpu_memory_utilization."
+            f"{budget / 2**20:,.0f} MiB hold {max(pages, 0):,} KV pages of {page:,} bytes, but one "
+            f"sequence of max_model_len={spec.config.max_model_len} needs {needed:,} "
+            f"({needed * page / 2**20:,.0f} MiB). Lower max_model_len, or raise "
+            "kv_cache_memory_bytes or gpu_memory_utilization."
         )
-    log.info("KV pool: %d pages of %d tokens, %.2f GiB", pages, config.page_size, pages * page / 2**30)
+    log.info(
+        "KV pool: %d pages of %d tokens, %.2f GiB", pages, config.page_size, pages * page / 2**30
+    )
     return pages
 
 
 def page_bytes(spec: "ModelSpec", config: RunnerConfig) -> int:
     """Bytes of one page over all layers, K and V."""
     model = spec.config
-    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * spec.cache_dtype.itemsize
+    per_token = (
+        2 * model.num_layers * model.num_kv_heads * model.head_dim * spec.cache_dtype.itemsize
+    )
     return per_token * config.page_size
 
 
 def _round_down(pages: int) -> int:
-    """Keeps seven significant bits, so that jitter in free memory does not change compiled shapes."""
+    """Keeps seven significant bits: jitter in free memory must not change compiled shapes."""
     unit = 1 << max(0, pages.bit_length() - 7)
     return pages // unit * unit
 
 
 def _gpu_budget(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions) -> int:
-    stats = jax.devices()[0].memory_stats() or {}
-    limit, used = stats.get("bytes_limit", 0), stats.get("bytes_in_use", 0)
-    fraction = os.environ.get(_FRACTION)
-    if fraction is None or abs(float(fraction) - options.gpu_memory_utilization) > 0.005:
-        log.warning(
-            "JAX was started before the engine and keeps %.1f GiB of the GPU (%s=%s), whatever "
-            "gpu_memory_utilization=%s says. Set that variable, or make the engine first.",
-            limit / 2**30, _FRACTION, fraction, options.gpu_memory_utilization,
-        )  # fmt: skip
+    allowed = _allowed_bytes(spec, options)
+    used = (jax.devices()[0].memory_stats() or {}).get("bytes_in_use", 0)
     tables = jax.eval_shape(lambda: new_tables(spec, config))
     fixed = spec.weight_bytes + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables))
     temporaries = _temporaries(spec, config)
-    budget = limit - used - fixed - temporaries
+    budget = int(allowed - used - fixed - temporaries)
     if budget <= 0:
         raise MemoryBudgetError(
-            f"weights and tables take {fixed / 2**30:.2f} GiB and temporaries {temporaries / 2**30:.2f} GiB, but "
-            f"{(limit - used) / 2**30:.2f} GiB are free. Raise gpu_memory_utilization "
-            f"(now {options.gpu_memory_utilization}), lower max_num_batched_tokens or use a smaller model."
+            f"weights and tables take {fixed / 2**30:.2f} GiB and temporaries "
+            f"{temporaries / 2**30:.2f} GiB, but {(allowed - used) / 2**30:.2f} GiB are free. "
+            f"Raise gpu_memory_utilization (now {options.gpu_memory_utilization}), lower "
+            "max_num_batched_tokens or use a smaller model."
         )
     return budget
+
+
+def _allowed_bytes(spec: "ModelSpec", options: EngineOptions) -> float:
+    """What `gpu_memory_utilization` allows, or what JAX's allocator has, less its scratch."""
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    wanted = options.gpu_memory_utilization * limit / float(os.environ.get(_FRACTION, _JAX_DEFAULT))
+    largest = max(shape.size * shape.dtype.itemsize for shape in spec.shapes.values())
+    allowed = min(wanted, limit - 1.25 * largest - 2**28)
+    if allowed < 0.95 * wanted:
+        log.warning(
+            "JAX was set up before the engine and keeps %.1f GiB of the GPU (%s=%s), less than "
+            "gpu_memory_utilization=%s. Unset that variable, or make the engine before using JAX.",
+            limit / 2**30, _FRACTION, os.environ.get(_FRACTION), options.gpu_memory_utilization,
+        )  # fmt: skip
+    return allowed
 
 
 def _temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     """Temporaries and outputs of the largest program; they do not depend on the pool's size."""
     small = dataclasses.replace(config, num_pages=8)
     memory = Lowering(spec, small)(config.buckets.largest).compile().memory_analysis()
+    if memory is None:
+        raise MemoryBudgetError("this backend tells no temporaries. Pass kv_cache_memory_bytes.")
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
@@ -110,6 +130,7 @@ def _check_host_memory(spec: "ModelSpec") -> None:
     free = int(lines["MemAvailable"].split()[0]) * 1024
     if spec.weight_bytes > free:
         raise MemoryBudgetError(
-            f"the weights take {spec.weight_bytes / 2**30:.2f} GiB as {spec.dtype}, but {free / 2**30:.2f} GiB of "
-            "memory are free. Use a smaller model, dtype='bfloat16', or a machine with more memory."
+            f"the weights take {spec.weight_bytes / 2**30:.2f} GiB as {spec.dtype}, but "
+            f"{free / 2**30:.2f} GiB of memory are free. Use a smaller model, "
+            "dtype='bfloat16', or a machine with more memory."
         )

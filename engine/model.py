@@ -70,6 +70,4 @@ def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array
         key = jax.random.key(options.seed)
         return functional.init_random(spec.architecture, spec.config, spec.dtype, key)
     checkpoint_map = spec.architecture.checkpoint_map(spec.config)
-    return load_params(
-        spec.folder, spec.shapes, checkpoint_map, progress=options.use_tqdm_on_load
-    )
+    return load_params(spec.folder, spec.shapes, checkpoint_map, progress=options.use_tqdm_on_load)

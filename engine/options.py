@@ -31,7 +31,7 @@ class EngineOptions:
     hf_overrides: dict[str, Any] | None = None
     """Entries that replace those of `config.json`."""
     generation_config: str = "auto"
-    """`auto` takes sampling defaults from the model's generation_config.json, `vllm` ignores them."""
+    """`auto` takes sampling defaults from generation_config.json, `vllm` ignores that file."""
     chat_template: str | None = None
     """Template text or the path of a file; None is the tokenizer's own."""
     max_model_len: int | None = None
@@ -125,7 +125,9 @@ def _check_harmless(name: str, value: Any) -> None:
     allowed = HARMLESS[name]
     if value is not None and value not in allowed:
         values = ", ".join(repr(v) for v in (None, *allowed))
-        raise OptionError(f"{name}={value!r} is not supported yet. Allowed: {values}. Leave it out.")
+        raise OptionError(
+            f"{name}={value!r} is not supported yet. Allowed: {values}. Leave it out."
+        )
 
 
 _TYPES = {
@@ -152,12 +154,17 @@ def _check_types(options: EngineOptions) -> None:
         is_bool = isinstance(value, bool)
         if not isinstance(value, expected) or (is_bool and expected is not bool):
             raise OptionError(
-                f"{field.name}={value!r} is a {type(value).__name__}; it must be {_type_name(field.type)}."
+                f"{field.name}={value!r} is a {type(value).__name__}; it must be "
+                f"{_type_name(field.type)}."
             )
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    return (
+        annotation.__name__
+        if isinstance(annotation, type)
+        else str(annotation).replace("typing.", "")
+    )
 
 
 def _check_ranges(options: EngineOptions) -> None:

@@ -56,9 +56,10 @@ class OutputProcessor:
     def open(self, request: Request, sink: Sink) -> None:
         """Starts to collect the outputs of `request`, which `emit` hands to `sink`."""
         length = len(request.prompt_token_ids)
-        wanted = request.params.prompt_logprobs is not None
         lines = [self._line(sequence) for sequence in request.sequences]
-        self._records[request] = _Record(sink, lines, [None] * length if wanted else None)
+        record = self._records[request] = _Record(sink, lines, None)
+        if request.params.prompt_logprobs is not None:
+            record.prompt_logprobs = [None] * length
         self.prompt_tokens += length
 
     def accept_prompt(self, request: Request, start: int, logprobs: StepLogprobs) -> None:
@@ -119,9 +120,7 @@ class OutputProcessor:
         request, params = sequence.request, sequence.request.params
         detokenizer = None
         if self._tokenizer is not None and params.detokenize:
-            detokenizer = IncrementalDetokenizer(
-                self._tokenizer, request.prompt_token_ids, params
-            )
+            detokenizer = IncrementalDetokenizer(self._tokenizer, request.prompt_token_ids, params)
         return _Line(
             StopChecker(params, request.eos_ids, sequence.max_len, sequence.prompt_len),
             detokenizer,

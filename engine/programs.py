@@ -26,7 +26,7 @@ class Programs:
         ahead: bool,
         workers: int,
     ) -> None:
-        """`lower(program)` returns a `jax.stages.Lowered`. `ahead` False compiles on demand only."""
+        """`lower` returns a `jax.stages.Lowered`. `ahead` False compiles on demand only."""
         self._lower = lower
         self._lowering = threading.Lock()
         self._changed = threading.Condition()
@@ -51,10 +51,11 @@ class Programs:
             return not self._waiting and not self._running
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Blocks until `ready`; False if `timeout` seconds pass first. Raises what a compile raised."""
+        """Blocks until `ready`; False after `timeout` seconds. Raises what a compile raised."""
         with self._changed:
             done = self._changed.wait_for(
-                lambda: self._closed or self._failed or not (self._waiting or self._running), timeout
+                lambda: self._closed or self._failed or not (self._waiting or self._running),
+                timeout,
             )
             for error in self._failed.values():
                 raise error
@@ -75,7 +76,9 @@ class Programs:
             return self._ready[key]
         with self._changed:
             self._demand(key)
-            self._changed.wait_for(lambda: key in self._ready or key in self._failed or self._closed)
+            self._changed.wait_for(
+                lambda: key in self._ready or key in self._failed or self._closed
+            )
             if key in self._failed:
                 raise self._failed[key]
             if key not in self._ready:
@@ -115,7 +118,7 @@ class Programs:
             with self._lowering:
                 lowered = self._lower(program)
             compiled = lowered.compile()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the program
+        except BaseException as error:
             with self._changed:
                 self._failed[program] = error
                 self._running.discard(program)

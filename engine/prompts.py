@@ -69,7 +69,8 @@ def check_prompt(prompt: Prompt, *, vocab_size: int, max_model_len: int) -> None
     if length >= max_model_len:
         raise PromptError(
             f"the prompt has {length} tokens, but max_model_len={max_model_len} allows at most "
-            f"{max_model_len - 1} and one of output. Shorten it, or raise max_model_len if the model can."
+            f"{max_model_len - 1} and one of output. Shorten it, or raise max_model_len if the "
+            "model can."
         )
     low, high = min(prompt.token_ids), max(prompt.token_ids)
     if low < 0 or high >= vocab_size:
@@ -98,7 +99,7 @@ def _parse_dict(
 def _encode(text: str, tokenizer: "Tokenizer | None", add_special_tokens: bool) -> list[int]:
     if tokenizer is None:
         raise PromptError(
-            "the engine has no tokenizer (skip_tokenizer_init=True): give token ids instead of text."
+            "the engine has no tokenizer (skip_tokenizer_init=True): give token ids, not text."
         )
     return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 

@@ -9,8 +9,7 @@ import numpy as np
 from ..errors import OptionError
 from .buckets import Variant
 from .prompts import Prompt, check_prompt
-from .request import Request
-from .request import Sequence as Line
+from .request import Request, Sequence as Line
 from .sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 def make(
     assembly: "Assembly",
     prompts: Sequence[Prompt],
-    params: SamplingParams | Sequence[Any] | None,
+    params: Any,
     priority: int | Sequence[int] | None,
     kind: RequestOutputKind,
     serial: Iterator[int],
@@ -47,7 +46,9 @@ def _one_each(given: Any, count: int, name: str, default: Any) -> list[Any]:
     if not isinstance(given, Sequence) or isinstance(given, str):
         return [given] * count
     if len(given) != count:
-        raise OptionError(f"{name} has {len(given)} entries for {count} prompts: give one, or one each.")
+        raise OptionError(
+            f"{name} has {len(given)} entries for {count} prompts: give one, or one each."
+        )
     return list(given)
 
 

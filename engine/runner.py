@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ModelRunner:
-    """Turns a `Schedule` into a dispatched step. Never waits for the device, except in `fetch_*`."""
+    """Turns a `Schedule` into a dispatched step. Only the two `_logprobs` methods wait for it."""
 
     def __init__(self, spec: "ModelSpec", config: RunnerConfig) -> None:
         """Starts compiling at once; `start` brings the weights, which may load meanwhile."""
@@ -53,7 +53,7 @@ class ModelRunner:
         self._params = params
 
     def admit(self, sequence: "Sequence", tables: tuple[np.ndarray, np.ndarray] | None) -> None:
-        """Prepares the slot a sequence was given. `tables` are its counts and bias, if it has any."""
+        """Prepares the slot a sequence got. `tables` are its counts and bias, if it has any."""
         self._builder.admit(sequence, sequence.request.params)
         slot = sequence.slot
         if tables is None and slot in self._biased:
@@ -109,7 +109,9 @@ class ModelRunner:
     def close(self) -> None:
         """Stops compiling and gives the device memory back."""
         self.programs.close()
-        for leaf in jax.tree.leaves((self._params, vars(self).get("_state"), vars(self).get("_tables"))):
+        for leaf in jax.tree.leaves(
+            (self._params, vars(self).get("_state"), vars(self).get("_tables"))
+        ):
             if not leaf.is_deleted():
                 leaf.delete()
         self._params = {}

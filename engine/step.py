@@ -21,7 +21,7 @@ from .device_state import DeviceState, TokenTables, patch_page_table
 class StepOutput:
     """What a step gives the host. `logprobs` and the hidden states come with FULL alone."""
 
-    tokens: Int[Array, "R"]
+    tokens: Int[Array, " R"]
     logprobs: sampler.LogprobResult | None = None
     hidden: Float[Array, "T E"] | None = None
     """Final hidden states of all tokens of the step, for log-probabilities of the prompt."""
@@ -43,7 +43,7 @@ def make_step(
         params: dict[str, Array],
         state: DeviceState,
         tables: TokenTables | None,
-        packed: Int[Array, "size"],
+        packed: Int[Array, " size"],
     ) -> tuple[DeviceState, TokenTables | None, StepOutput]:
         rows, patches, tokens, token_rows = layout.sections(packed)
         slots = rows[:, RowField.SLOT]
@@ -75,7 +75,7 @@ def token_batch(
     program: Program,
     page_size: int,
     rows: Int[Array, "R fields"],
-    token_rows: Int[Array, "T"],
+    token_rows: Int[Array, " T"],
     page_table: Int[Array, "R M"],
 ) -> TokenBatch:
     """Positions, write indices and ranges, worked out on the device from the row table."""
@@ -104,14 +104,14 @@ def token_batch(
     )
 
 
-def _last_tokens(batch: TokenBatch) -> Int[Array, "R"]:
+def _last_tokens(batch: TokenBatch) -> Int[Array, " R"]:
     return jnp.maximum(batch.query_starts[1:] - 1, 0)
 
 
 def sampling_rows(rows: Int[Array, "R fields"]) -> sampler.SamplingRows:
     """The sampling columns of the row table, floats restored from their bits."""
 
-    def number(field: RowField) -> Float[Array, "R"]:
+    def number(field: RowField) -> Float[Array, " R"]:
         return jax.lax.bitcast_convert_type(rows[:, field], jnp.float32)
 
     return sampler.SamplingRows(
@@ -122,9 +122,7 @@ def sampling_rows(rows: Int[Array, "R fields"]) -> sampler.SamplingRows:
         presence=number(RowField.PRESENCE),
         frequency=number(RowField.FREQUENCY),
         repetition=number(RowField.REPETITION),
-        key=jax.lax.bitcast_convert_type(
-            rows[:, RowField.KEY_0 : RowField.KEY_1 + 1], jnp.uint32
-        ),
+        key=jax.lax.bitcast_convert_type(rows[:, RowField.KEY_0 : RowField.KEY_1 + 1], jnp.uint32),
         position=rows[:, RowField.LENGTH],
     )
 
@@ -135,7 +133,7 @@ def _sample(
     rows: Int[Array, "R fields"],
     tables: TokenTables | None,
     top_logprobs: int,
-) -> tuple[Int[Array, "R"], sampler.LogprobResult | None, TokenTables | None]:
+) -> tuple[Int[Array, " R"], sampler.LogprobResult | None, TokenTables | None]:
     if variant == Variant.GREEDY:
         return sampler.greedy(logits), None, None
     settings = sampling_rows(rows)

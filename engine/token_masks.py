@@ -27,7 +27,7 @@ def bias_row(sequence: "Sequence", position: int, vocab_size: int) -> np.ndarray
         row[:] = -np.inf
         row[params.allowed_token_ids] = 0.0
     for token, bias in (params.logit_bias or {}).items():
-        row[token] += bias
+        row[int(token)] += bias
     if position - sequence.prompt_len < params.min_tokens:
         row[list(sequence.request.stop_ids)] = -np.inf
     for word in sequence.request.bad_words:

@@ -24,13 +24,13 @@ def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
         given, wanted = params[name], shapes[name]
         if (given.shape, given.dtype) != (wanted.shape, wanted.dtype):
             problems.append(
-                f"{name}: {given.dtype}{list(given.shape)} instead of {wanted.dtype}{list(wanted.shape)}"
+                f"{name}: {given.dtype}{list(given.shape)}, not {wanted.dtype}{list(wanted.shape)}"
             )
     if problems:
         shown = "\n  ".join(sorted(problems)[:20])
         raise CheckpointError(
-            f"the new weights do not match the model in {len(problems)} places; start from a copy of "
-            f"engine.params.\n  {shown}"
+            f"the new weights do not match the model in {len(problems)} places; start from a copy "
+            f"of engine.params.\n  {shown}"
         )
     device = jax.devices()[0]
     placed = {name: jax.device_put(params[name], device) for name in shapes}

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from ..errors import UnsupportedModelError, nearest
 from .llama import Llama
 from .mistral import Mistral
@@ -13,7 +11,7 @@ from .phi3 import Phi3
 from .qwen2 import Qwen2
 from .qwen3 import Qwen3
 
-ARCHITECTURES: dict[str, type[nnx.Module]] = {
+ARCHITECTURES: dict[str, type[Any]] = {
     "LlamaForCausalLM": Llama,
     "MistralForCausalLM": Mistral,
     "OPTForCausalLM": OPT,

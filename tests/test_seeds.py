@@ -69,7 +69,9 @@ def run_programs(folder: Path, programs: dict[str, str]) -> dict[str, tuple[str,
         check=True,
         timeout=300,
     )
-    return {Path(path).stem: tuple(result) for path, result in json.loads(results.read_text()).items()}
+    return {
+        Path(path).stem: tuple(result) for path, result in json.loads(results.read_text()).items()
+    }
 
 
 def check(result: tuple[str, str | None], prompts: int) -> None:

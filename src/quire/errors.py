@@ -1,4 +1,4 @@
-"""Every exception Quire raises on purpose, in one tree. The lowest layer: it imports nothing of Quire.
+"""Every exception Quire raises on purpose, in one tree. Imports nothing of Quire.
 
 Each message names the value that was given, what is allowed, and what to do about it.
 """

@@ -55,7 +55,10 @@ def test_a_mixed_batch_unpacks_to_what_was_scheduled(schedule: Schedule) -> None
     table = jnp.array([[2, 3], [9, 4], [0, 0]])
     batch = token_batch(program, PAGE, jnp.asarray(rows), jnp.asarray(token_rows), table)
     assert batch.positions.tolist() == [3, 1, 2, 3, 0, 0, 0, 0]
-    assert batch.write_index.tolist() == [2 * PAGE + 3, 9 * PAGE + 1, 9 * PAGE + 2, 9 * PAGE + 3] + [0] * 4
+    assert (
+        batch.write_index.tolist()
+        == [2 * PAGE + 3, 9 * PAGE + 1, 9 * PAGE + 2, 9 * PAGE + 3] + [0] * 4
+    )
     assert batch.lengths.tolist() == [4, 4, 0]
     assert batch.query_starts.tolist() == [0, 1, 4, 4]
     assert not batch.decode

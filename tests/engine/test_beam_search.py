@@ -428,8 +428,8 @@ def engines() -> Iterator[Callable[[Path, tuple[int, ...]], Engine]]:
 
 
 def check_against_transformers(engine: Engine, case: dict[str, Any]) -> None:
-    found = engine.beam_search(case["prompts"], parameters(case))
-    assert isinstance(found[0], BeamSearchOutput)
+    outputs = engine.beam_search(case["prompts"], parameters(case))
+    found = cast("list[BeamSearchOutput]", outputs)
     for output, beams in zip(found, case["beams"], strict=True):
         assert [s.token_ids for s in output.sequences] == [beam["token_ids"] for beam in beams]
         scores = [beam["score"] for beam in beams]

@@ -54,9 +54,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(engine: Engine) -> No
     params = SamplingParams(temperature=0.9, top_p=0.9, seed=11, max_tokens=12)
     alone = engine.generate(PROMPTS[0], params, use_tqdm=False)
     others = SamplingParams(temperature=1.2, top_k=20, presence_penalty=1, max_tokens=20)
-    crowd = engine.generate(
-        [*PROMPTS[1:] * 3, PROMPTS[0]], [others] * 9 + [params], use_tqdm=False
-    )
+    crowd = engine.generate([*PROMPTS[1:] * 3, PROMPTS[0]], [others] * 9 + [params], use_tqdm=False)
     assert tokens(crowd)[-1] == tokens(alone)[0]
 
 
@@ -217,10 +215,8 @@ def test_logprobs(engine: Engine, model_folder: Path) -> None:
     )
     assert all(len(entry) == 3 for entry in one.logprobs)  # greedy: the token is one of the three
     assert few.prompt_logprobs[0] is None
-    assert [token in (entry or {}) for token, entry in zip(prompt, few.prompt_logprobs)] == [
-        False,
-        *[True] * 36,
-    ]
+    entries = zip(prompt[1:], few.prompt_logprobs[1:], strict=True)
+    assert all(token in (entry or {}) for token, entry in entries)
     with Engine(model_folder, enforce_eager=True, max_logprobs=-1, **SMALL) as unlimited:
         everything = SamplingParams(temperature=0, logprobs=-1, prompt_logprobs=-1, max_tokens=3)
         [all_of_them] = unlimited.generate([prompt], everything)
@@ -234,7 +230,9 @@ def test_logprobs(engine: Engine, model_folder: Path) -> None:
         assert whole is not None
         assert part is not None
         assert len(whole) == vocab
-        assert np.logaddexp.reduce([e.logprob for e in whole.values()]) == pytest.approx(0, abs=1e-5)
+        assert np.logaddexp.reduce([e.logprob for e in whole.values()]) == pytest.approx(
+            0, abs=1e-5
+        )
         for token, entry in part.items():
             assert whole[token].logprob == pytest.approx(entry.logprob, abs=1e-4)
             assert whole[token].rank == entry.rank
@@ -261,7 +259,9 @@ def test_new_weights_take_effect_and_empty_the_prefix_cache(model_folder: Path) 
         engine.update_params(old)
         assert tokens(engine.generate([prompt], GREEDY)) == before
         with pytest.raises(quire.CheckpointError, match="do not match the model in 2 places"):
-            engine.update_params({**old, "norm.weight": old["norm.weight"][:3], "extra": old["norm.weight"]})
+            engine.update_params(
+                {**old, "norm.weight": old["norm.weight"][:3], "extra": old["norm.weight"]}
+            )
 
 
 def test_saved_and_loaded_again_it_is_the_same(engine: Engine, tmp_path: Path) -> None:
@@ -282,8 +282,7 @@ def test_ctrl_c_leaves_the_engine_usable(engine: Engine) -> None:
     timer.start()
     endless = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
     with pytest.raises(KeyboardInterrupt):
-        for _ in range(1000):
-            engine.generate(PROMPTS, endless, use_tqdm=False)
+        engine.generate(PROMPTS * 50, endless, use_tqdm=False)
     assert engine.stats().num_running == engine.stats().num_waiting == 0
     assert len(tokens(engine.generate("on", GREEDY, use_tqdm=False))[0]) == 12
     assert engine.stats().pages_in_use == 0
@@ -336,9 +335,12 @@ def test_nothing_compiles_after_the_start(model_folder: Path) -> None:
     with Engine(model_folder, compilation_cache_dir=None, **options) as engine:
         assert engine.wait_until_ready(300)
         events: list[str] = []
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda name, *_, **__: events.append(name) if "backend_compile" in name else None
-        )
+
+        def listen(event: str, duration: float, **_: str | int) -> None:
+            if "backend_compile" in event:
+                events.append(event)
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
         compiled = engine.stats().programs_compiled
         rng = np.random.default_rng(0)
         kinds = [

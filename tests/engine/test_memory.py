@@ -42,8 +42,12 @@ def test_large_pools_are_rounded_down_coarsely() -> None:
     assert [memory._round_down(n) for n in (100, 127, 1000, 51234)] == [100, 127, 1000, 51200]
 
 
-def test_a_pool_for_less_than_one_sequence_is_an_error(model_folder: Path, config: RunnerConfig) -> None:
-    with pytest.raises(MemoryBudgetError, match=r"max_model_len=256 needs 17 .*Lower max_model_len"):
+def test_a_pool_for_less_than_one_sequence_is_an_error(
+    model_folder: Path, config: RunnerConfig
+) -> None:
+    with pytest.raises(
+        MemoryBudgetError, match=r"max_model_len=256 needs 17 .*Lower max_model_len"
+    ):
         plan(model_folder, config, kv_cache_memory_bytes=16 * PAGE_BYTES)
 
 

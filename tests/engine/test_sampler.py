@@ -149,6 +149,18 @@ def test_ties_with_the_last_kept_token_stay() -> None:
         assert fast_kept(logits, make_rows(1, **filters))[0].tolist() == expected
 
 
+def test_zeros_of_either_sign_tie() -> None:
+    logits = jnp.array([[0.0, -0.0, -1.0], [-0.0, -1.0, 0.0]])
+    kept = fast_kept(logits, make_rows(2, top_k=1))
+    assert kept.tolist() == [[True, True, False], [True, False, True]]
+
+
+def test_top_p_is_as_fine_as_float32() -> None:
+    logits = jnp.tile(jnp.log(jnp.array([1.0, 3e-6, 1e-6])), (4, 1))
+    rows = make_rows(4, top_p=[1 - 4.2e-6, 1 - 3.8e-6, 1 - 1.2e-6, 1 - 0.8e-6])
+    assert jnp.sum(fast_kept(logits, rows), axis=1).tolist() == [1, 2, 2, 3]
+
+
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_draws_from_the_filtered_distribution(filters: dict[str, Any]) -> None:
     logits = np.array([0.3, 2.0, -np.inf, 1.0, 1.0, -1.0, 2.5, 0.0, -0.5], np.float32)

@@ -1,5 +1,7 @@
 """Counts and bias rows."""
 
+from typing import Any
+
 import numpy as np
 
 from quire.engine.request import Request, Sequence
@@ -9,7 +11,9 @@ from quire.engine.token_masks import bias_row, changes_now, counts_row
 VOCAB = 10
 
 
-def make(tokens: list[int], prompt_len: int, bad_words: list[list[int]] | None = None, **params: object) -> Sequence:
+def make(
+    tokens: list[int], prompt_len: int, bad_words: list[list[int]] | None = None, **params: Any
+) -> Sequence:
     request = Request("r", None, tokens[:prompt_len], SamplingParams(**params), 0)
     request.bad_words = bad_words or []
     request.stop_ids = frozenset({9})
@@ -36,7 +40,12 @@ def test_stops_are_forbidden_until_min_tokens() -> None:
     sequence = make([1, 5, 5], 1, min_tokens=3)
     assert forbidden(bias_row(sequence, 3, VOCAB)) == [9]
     assert forbidden(bias_row(sequence, 4, VOCAB)) == []
-    assert [changes_now(sequence, position) for position in (2, 3, 4, 5)] == [False, False, True, False]
+    assert [changes_now(sequence, position) for position in (2, 3, 4, 5)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_bad_words_look_at_the_output_only() -> None:

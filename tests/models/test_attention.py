@@ -42,7 +42,8 @@ def whole_row(decode: bool = False) -> TokenBatch:
 
 
 def empty_cache() -> tuple[jax.Array, jax.Array]:
-    return tuple(jnp.zeros((5, PAGE, KV_HEADS, SIZE)) for _ in range(2))
+    shape = (5, PAGE, KV_HEADS, SIZE)
+    return jnp.zeros(shape), jnp.zeros(shape)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -104,6 +105,7 @@ def test_the_pool_is_written_in_place_when_donated() -> None:
         .compile()
         .memory_analysis()
     )
+    assert compiled is not None
     pool_bytes = pool.size * pool.dtype.itemsize
     assert compiled.alias_size_in_bytes == 2 * pool_bytes
     assert compiled.temp_size_in_bytes < pool_bytes // 4

@@ -9,6 +9,7 @@ from quire.errors import UnsupportedModelError
 from quire.models import layers
 
 X = np.random.default_rng(0).normal(2, 3, (5, 6)).astype(np.float32)
+INPUT = jnp.asarray(X)
 
 
 def make(dtype: jnp.dtype = jnp.float32) -> dict:
@@ -18,24 +19,25 @@ def make(dtype: jnp.dtype = jnp.float32) -> dict:
 def test_linear_keeps_the_orientation_of_checkpoints() -> None:
     layer = layers.Linear(6, 3, ("mlp", "embed"), bias=True, **make())
     weight = np.arange(18, dtype=np.float32).reshape(3, 6)
+    assert layer.bias is not None
     layer.weight.set_value(jnp.asarray(weight))
     layer.bias.set_value(jnp.asarray([1.0, 2.0, 3.0]))
-    np.testing.assert_allclose(layer(X), X @ weight.T + [1, 2, 3], rtol=1e-5)
+    np.testing.assert_allclose(layer(INPUT), X @ weight.T + [1, 2, 3], rtol=1e-5)
     assert layer.weight.get_metadata()["axes"] == ("mlp", "embed")
     assert layer.bias.get_metadata()["axes"] == ("mlp",)
 
 
 def test_matmul_works_in_the_type_of_the_weight() -> None:
     weight = jnp.ones((2, 6), jnp.bfloat16)
-    assert layers.matmul(X, weight).dtype == jnp.bfloat16
-    assert layers.matmul(X, weight, jnp.float32).dtype == jnp.float32
+    assert layers.matmul(INPUT, weight).dtype == jnp.bfloat16
+    assert layers.matmul(INPUT, weight, jnp.float32).dtype == jnp.float32
 
 
 def test_rms_norm() -> None:
     layer = layers.RMSNorm(6, 1e-3, **make())
     layer.weight.set_value(jnp.arange(6.0))
     expected = X / np.sqrt((X**2).mean(1, keepdims=True) + 1e-3) * np.arange(6)
-    np.testing.assert_allclose(layer(X), expected, rtol=1e-5)
+    np.testing.assert_allclose(layer(INPUT), expected, rtol=1e-5)
 
 
 def test_rms_norm_is_float32_inside() -> None:
@@ -47,12 +49,14 @@ def test_rms_norm_is_float32_inside() -> None:
 
 def test_layer_norm() -> None:
     layer = layers.LayerNorm(6, affine=True, **make())
+    assert layer.weight is not None
+    assert layer.bias is not None
     layer.weight.set_value(jnp.arange(6.0))
     layer.bias.set_value(jnp.ones(6))
     plain = (X - X.mean(1, keepdims=True)) / np.sqrt(X.var(1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(layer(X), plain * np.arange(6) + 1, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer(INPUT), plain * np.arange(6) + 1, rtol=1e-4, atol=1e-5)
     bare = layers.LayerNorm(6, affine=False, **make())
-    np.testing.assert_allclose(bare(X), plain, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(bare(INPUT), plain, rtol=1e-4, atol=1e-5)
 
 
 def test_embedding_looks_up_and_scores() -> None:

@@ -1,0 +1,83 @@
+"""What only a GPU can show. Run with `pytest -m gpu`; together they take a few minutes."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from quire import Engine, SamplingParams
+
+pytestmark = pytest.mark.gpu
+MODELS = Path(__file__).parents[1] / "fixtures" / "models"
+QUESTIONS = ["The capital of France is", "12 + 30 =", "The day after Monday is", "Hello"]
+SMALL = {
+    "kv_cache_memory_bytes": 2**26,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 128,
+    "use_tqdm_on_load": False,
+    "enforce_eager": True,
+}
+
+
+@pytest.mark.parametrize("folder", sorted(MODELS.iterdir()), ids=lambda folder: folder.name)
+def test_float32_gives_the_reference_tokens(folder: Path) -> None:
+    expected = np.load(folder / "expected.npz")
+    limit = int(expected["max_model_len"]) or None
+    greedy = [expected[f"greedy_{i}"].tolist() for i in range(2)]
+    prompts = [expected[f"prompt_{i}"].tolist() for i in range(2)]
+    params = [
+        SamplingParams(temperature=0, max_tokens=len(tokens), ignore_eos=True) for tokens in greedy
+    ]
+    options = {**SMALL, "dtype": "float32", "skip_tokenizer_init": True, "max_model_len": limit}
+    with Engine(folder, **options) as engine:
+        outputs = engine.generate(prompts, params, use_tqdm=False)
+    assert [output.outputs[0].token_ids for output in outputs] == greedy
+
+
+def test_the_demo_model_answers_in_bfloat16() -> None:
+    with Engine(dtype="bfloat16", **SMALL) as engine:
+        outputs = engine.generate(QUESTIONS, SamplingParams(temperature=0), use_tqdm=False)
+    texts = [output.outputs[0].text for output in outputs]
+    assert [text.split(".")[0].split("\n")[0] for text in texts[:3]] == [
+        " Paris",
+        " 42",
+        " Tuesday",
+    ]
+
+
+def test_every_variant_of_sampling_runs_and_seeds_hold() -> None:
+    params = [
+        SamplingParams(temperature=0.9, top_p=0.8, top_k=40, min_p=0.01, seed=4),
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=1, seed=2, presence_penalty=1, repetition_penalty=1.2, n=2),
+        SamplingParams(temperature=0, logprobs=5, prompt_logprobs=-1, bad_words=["the day"]),
+    ]
+    with Engine(dtype="float32", **SMALL) as engine:
+        together = engine.generate(QUESTIONS, params, use_tqdm=False)
+        alone = [
+            engine.generate(prompt, one, use_tqdm=False)[0]
+            for prompt, one in zip(QUESTIONS, params, strict=True)
+        ]
+    for first, second in zip(together, alone, strict=True):
+        assert [o.token_ids for o in first.outputs] == [o.token_ids for o in second.outputs]
+
+
+def test_close_gives_the_memory_back() -> None:
+    device = jax.devices()[0]
+    before = (device.memory_stats() or {})["bytes_in_use"]
+    engine = Engine(**{**SMALL, "kv_cache_memory_bytes": 2**30, "max_num_seqs": 256})
+    engine.generate("Hello", SamplingParams(temperature=0), use_tqdm=False)
+    during = (device.memory_stats() or {})["bytes_in_use"]
+    engine.close()
+    after = (device.memory_stats() or {})["bytes_in_use"]
+    assert during > before + 10 * 2**20
+    assert after <= before + 2**20
+
+
+def test_the_default_pool_fills_what_the_options_allow() -> None:
+    with Engine(enforce_eager=True, use_tqdm_on_load=False, max_num_seqs=64) as engine:
+        stats = engine.stats()
+        assert stats.num_pages >= 64 * 1024 // 16
+        output = engine.generate("The capital of Japan is", SamplingParams(temperature=0))
+        assert output[0].outputs[0].text.startswith(" Tokyo")

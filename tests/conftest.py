@@ -1,4 +1,4 @@
-"""Settings for all tests: strict types, one compilation cache, GPU tests only where there is a GPU."""
+"""Settings for all tests: strict types, one compilation cache, GPU tests only on a GPU."""
 
 import os
 

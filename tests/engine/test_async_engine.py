@@ -417,6 +417,31 @@ def test_an_error_reaches_everybody(doomed: AsyncEngine, monkeypatch: pytest.Mon
     assert doomed.errored
 
 
+def test_what_is_asked_during_the_last_step_fails_too(
+    doomed: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def fail(*_: object) -> None:
+        begun.set()
+        assert released.wait(20)
+        raise RuntimeError("the device is gone")
+
+    async def main() -> None:
+        monkeypatch.setattr(doomed._engine._running.runner, "run", fail)
+        tasks = [asyncio.create_task(last(doomed.generate("a", GREEDY)))]
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        tasks.append(asyncio.create_task(last(doomed.generate("a", GREEDY))))
+        while doomed._worker._inbox.empty():
+            await asyncio.sleep(0.001)
+        released.set()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(result, EngineClosedError)
+
+    run(main())
+
+
 def test_close_wakes_those_who_wait(doomed: AsyncEngine) -> None:
     async def main() -> None:
         generators = [doomed.generate(prompt, ENDLESS) for prompt in PROMPTS]

@@ -336,7 +336,7 @@ def test_nothing_compiles_after_the_start(model_folder: Path) -> None:
         assert engine.wait_until_ready(300)
         events: list[str] = []
 
-        def listen(event: str, duration: float, **_: str | int) -> None:
+        def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
             if "backend_compile" in event:
                 events.append(event)
 

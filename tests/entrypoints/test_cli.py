@@ -82,8 +82,8 @@ def test_a_file_is_answered_in_order(capsys: pytest.CaptureFixture[str], tmp_pat
     ]
     questions, answers = write_lines(tmp_path / "x.jsonl", *lines), tmp_path / "y.jsonl"
     run(capsys, "generate", "--input", questions, "--output", answers, *GREEDY, "--enforce-eager")
-    first, second, third = map(json.loads, answers.read_text().splitlines())
-    assert [line.items() <= answer.items() for line, answer in zip(lines, (first, second, third))]
+    first, second, third = read = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert all(line.items() <= answer.items() for line, answer in zip(lines, read, strict=True))
     assert (first["id"], first["prompt"]) == ("a", FRANCE)
     assert "Paris" in first["text"]
     assert "Rome" in second["text"]

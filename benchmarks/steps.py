@@ -2,8 +2,8 @@
 
     python benchmarks/steps.py [--batches 1x32 64x1024] [--temperature 0]
 
-Llama-3.1-8B's shape in its config's type, random weights, token ids in and out. A step is (time of a
-run - time of the same prompts with one output token) / (output tokens - 1), the median of three
+Llama-3.1-8B's shape in its config's type, random weights, token ids in and out. A step is (time of
+a run - time of the same prompts with one output token) / (output tokens - 1), the median of three
 runs after a warm-up, with the prefix cache emptied before each. Prints one JSON line a batch.
 """
 

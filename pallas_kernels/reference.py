@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-_QUERY_TILE = 64
-_PREFILL_KEYS = 64
+_SMALLEST_TILE = 64
+_TILES = 16
+"""Tiles a long prefill is cut into, one after the other; on a GPU each costs its launches."""
 _DECODE_KEYS = 128
-_DECODE_TOKENS = 2048
+_DECODE_TOKENS = 16384
 """Keys of all rows together that a step of decode gathers, unless one page each is more."""
 _LOWEST = -1e30
 
@@ -179,7 +180,7 @@ def paged_prefill(
     """
     rows = _Rows(page_table, lengths, query_starts)
     options = _Options(scale, window, soft_cap)
-    tile = min(_QUERY_TILE, q.shape[0])
+    tile = min(max(_SMALLEST_TILE, q.shape[0] // _TILES), q.shape[0])
     padding = -q.shape[0] % tile
     queries = jnp.pad(q, ((0, padding), (0, 0), (0, 0))).reshape(-1, tile, *q.shape[1:])
     tokens = jnp.arange(q.shape[0] + padding, dtype=lengths.dtype).reshape(-1, tile)
@@ -217,7 +218,7 @@ def _attend_tile(
     tokens: Int[Array, " N"],
 ) -> Float[Array, "N Hq D"]:
     """One tile of queries over the pairs of ragged row and key block that it can see."""
-    pages = max(1, _PREFILL_KEYS // k_pool.shape[1])
+    pages = max(1, max(_SMALLEST_TILE, tokens.shape[0]) // k_pool.shape[1])
     size = pages * k_pool.shape[1]
     tile = _Tile.of(tokens, rows)
     count, heads, width = queries.shape

@@ -86,6 +86,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str | 
     return run_programs(tmp_path_factory.mktemp("snippets"), programs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "prompts"),
     [("offline_batch", 4), ("generate", 1), ("greedy", 1), ("beam_search", 1), ("chat", 1)],
@@ -95,6 +96,7 @@ def test_snippets(ran: dict[str, tuple[str, str | None]], name: str, prompts: in
     check(ran[name], prompts)
 
 
+@pytest.mark.slow
 def test_chat_snippet_shows_its_template(ran: dict[str, tuple[str, str | None]]) -> None:
     template = (ROOT / "examples" / "template_chatml.jinja").read_text()
     assert f"Loaded chat template: {template}" in ran["chat"][0]
@@ -182,6 +184,7 @@ def indented(lines: list[str]) -> str:
     return "\n".join(done)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SEEDS.is_dir(), reason=f"the documents are not in {SEEDS}")
 def test_the_documents_own_snippets(tmp_path: Path) -> None:
     (intro,), (models,) = SEEDS.glob("002_*"), SEEDS.glob("003_*")

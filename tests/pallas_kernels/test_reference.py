@@ -138,6 +138,15 @@ def test_any_page_size(page: int) -> None:
     check_prefill(make_case([150, 7], [140, 3], page=page), **OPTIONS[2])
 
 
+def test_rows_that_end_one_token_into_a_block_of_keys() -> None:
+    check_prefill(make_case([65, 129, 257], [65, 2, 3]), **OPTIONS[0])
+    check_decode(make_case([33, 65, 129, 257], [1] * 4), **OPTIONS[0])
+
+
+def test_a_long_prompt_in_larger_tiles() -> None:
+    check_prefill(make_case([1300, 40], [1290, 7], kv_heads=1, groups=1), **OPTIONS[0])
+
+
 def test_padding_rows_and_tokens_give_zeros() -> None:
     options = OPTIONS[0]
     case = make_case([50, 3, 0, 0], [50, 3, 0, 0], tokens=128)

@@ -158,6 +158,7 @@ def _load_tokenizer(spec: ModelSpec, options: EngineOptions) -> Tokenizer:
             options.tokenizer,
             revision=options.tokenizer_revision,
             download_dir=options.download_dir,
+            weights=False,
         )
     return Tokenizer(folder)
 

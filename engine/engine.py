@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..errors import EngineClosedError, OptionError, PromptError
 from . import beam_search, requests
 from .assembly import Assembly, assemble
 from .chat import as_conversations, render_chat
+from .fair_lock import FairLock
 from .interrupts import deferred_interrupts
 from .options import make_options
 from .outputs import RequestOutput
@@ -47,7 +47,7 @@ class Engine:
         """
         name = str(model) if isinstance(model, Path) else model
         self.options = make_options(name, **options)
-        self._lock = threading.RLock()
+        self._lock = FairLock()
         self._serial = itertools.count()
         self._assembly: Assembly | None = assemble(self.options)
         self._finalizer = weakref.finalize(self, self._assembly.close)
@@ -175,7 +175,10 @@ class Engine:
         save_params(path, self.params, self._running.spec.folder)
 
     def reset_prefix_cache(self) -> bool:
-        """Forgets all cached prefixes; requests that run are not disturbed."""
+        """Forgets all cached prefixes; requests that run are not disturbed.
+
+        True where none ran, so that no page holds anything computed before.
+        """
         with self._lock:
             return self._running.pool.reset_prefix_cache()
 

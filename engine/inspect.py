@@ -27,7 +27,7 @@ class ModelInfo:
 
 def model_info(model: str | None = None, **options: Any) -> ModelInfo:
     """Reads a model's config, no weights. Takes `Engine`'s arguments and raises its errors."""
-    spec = find_spec(make_options(model, **options))
+    spec = find_spec(make_options(model, **options), weights=False)
     config = spec.config
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return ModelInfo(

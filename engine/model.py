@@ -36,15 +36,18 @@ class ModelSpec:
         return sum(shape.size * shape.dtype.itemsize for shape in self.shapes.values())
 
 
-def find_spec(options: EngineOptions) -> ModelSpec:
-    """Finds the model's folder (downloading it if need be) and reads its config.
+def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
+    """Finds the model's folder and reads its config. Downloads it if need be, with its `weights`.
 
     Raises CheckpointError, ModelConfigError, UnsupportedModelError or OptionError.
     """
     folder = DEMO_FOLDER
     if options.model is not None:
         folder = find_model(
-            options.model, revision=options.revision, download_dir=options.download_dir
+            options.model,
+            revision=options.revision,
+            download_dir=options.download_dir,
+            weights=weights and options.load_format != "dummy",
         )
     hf_config = {**read_config(folder), **(options.hf_overrides or {})}
     architecture = registry.resolve(hf_config)

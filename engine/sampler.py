@@ -315,27 +315,6 @@ def _top(x: Float[Array, "R V"], k: int) -> tuple[Float[Array, "R k"], Int[Array
     return values, top_ids
 
 
-def prompt_logprobs(
-    hidden: Float[Array, "T E"],
-    targets: Int[Array, " T"],
-    head: Callable[[Float[Array, "N E"]], Float[Array, "N V"]],
-    k: int,
-    chunk: int = 256,
-) -> LogprobResult:
-    """`logprobs` of `targets` under `head(hidden)`, for T of at least 1.
-
-    `head` gets `chunk` tokens at a time (static), so that no [T, V] array exists.
-    """
-    size = hidden.shape[0]
-    chunk = min(chunk, size)
-    padding = -size % chunk
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[1])
-    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
-    with jax.named_scope("prompt_logprobs"):
-        result = lax.map(lambda part: logprobs(head(part[0]), part[1], k), (hidden, targets))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], result)
-
-
 def _column(x: Array) -> Array:
     """[R] as [R, 1], to broadcast over the vocabulary."""
     return x[:, None]

@@ -17,7 +17,6 @@ from quire.engine.sampler import (
     greedy,
     kept_tokens,
     logprobs,
-    prompt_logprobs,
     sample,
     update_counts,
 )
@@ -333,19 +332,3 @@ def test_logprobs(k: int, scale: float) -> None:
     logits = (np.round(rng.standard_normal((6, 130)) * 8 * scale) / 8).astype(np.float32)
     tokens = rng.integers(0, 130, 6).astype(np.int32)
     assert_logprobs_match(jax.jit(logprobs, static_argnums=2)(logits, tokens, k), logits, tokens, k)
-
-
-@pytest.mark.parametrize("length", [3, 8, 21])
-def test_prompt_logprobs_go_through_the_head_in_chunks(length: int) -> None:
-    rng = np.random.default_rng(length)
-    hidden = rng.standard_normal((length, 16)).astype(np.float32)
-    weight = rng.standard_normal((16, 130)).astype(np.float32)
-    targets = rng.integers(0, 130, length).astype(np.int32)
-
-    def run(hidden: jax.Array, targets: jax.Array) -> LogprobResult:
-        return prompt_logprobs(hidden, targets, lambda h: h @ weight, 3, chunk=8)
-
-    assert_logprobs_match(jax.jit(run)(hidden, targets), hidden @ weight, targets, 3)
-    found = equations(jax.make_jaxpr(run)(hidden, targets).jaxpr, "")
-    sizes = [v.aval.size for _, e in found for v in e.outvars if 130 in v.aval.shape]
-    assert max(sizes) == min(length, 8) * 130

@@ -66,7 +66,7 @@ def test_every_variant_of_sampling_runs_and_seeds_hold() -> None:
 def test_close_gives_the_memory_back() -> None:
     device = jax.devices()[0]
     before = (device.memory_stats() or {})["bytes_in_use"]
-    engine = Engine(**{**SMALL, "kv_cache_memory_bytes": 2**30, "max_num_seqs": 256})
+    engine = Engine(**{**SMALL, "kv_cache_memory_bytes": 2**30, "max_num_seqs": 128})
     engine.generate("Hello", SamplingParams(temperature=0), use_tqdm=False)
     during = (device.memory_stats() or {})["bytes_in_use"]
     engine.close()

@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args
 
 from ..errors import OptionError, nearest
 
-LoadFormat = Literal["auto", "safetensors", "pt", "orbax", "dummy"]
+LoadFormat = Literal["auto", "dummy"]
+GenerationConfig = Literal["auto", "vllm"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 
 
@@ -25,12 +26,12 @@ class EngineOptions:
     download_dir: str | None = None
     """Where downloads are kept; None is the Hugging Face cache."""
     load_format: LoadFormat = "auto"
-    """`dummy` makes random weights on the device from the config alone."""
+    """`auto` reads Orbax, safetensors or `pytorch_model.bin`; `dummy` makes random weights."""
     dtype: str = "auto"
     """`auto`, `bfloat16`, `float16`, `float32`, or the short names `half` and `float`."""
     hf_overrides: dict[str, Any] | None = None
     """Entries that replace those of `config.json`."""
-    generation_config: str = "auto"
+    generation_config: GenerationConfig = "auto"
     """`auto` takes sampling defaults from generation_config.json, `vllm` ignores that file."""
     chat_template: str | None = None
     """Template text or the path of a file; None is the tokenizer's own."""
@@ -56,8 +57,6 @@ class EngineOptions:
     """JAX's persistent compilation cache: `auto` is ~/.cache/quire/xla, None is off."""
     enforce_eager: bool = False
     """Compiles programs when first needed rather than all ahead of time."""
-    disable_log_stats: bool = True
-    """Accepted for compatibility; `engine.stats()` is always there."""
     use_tqdm_on_load: bool = True
     """Shows a progress bar while weights load."""
 
@@ -90,6 +89,7 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "speculative_config": (),
     "max_seq_len_to_capture": (8192,),
     "disable_log_requests": (True, False),
+    "disable_log_stats": (True, False),
     "distributed_executor_backend": ("uni",),
     "hf_token": (),
 }

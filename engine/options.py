@@ -22,7 +22,9 @@ class EngineOptions:
     skip_tokenizer_init: bool = False
     """No tokenizer: token ids in, token ids out."""
     revision: str | None = None
+    """Branch, tag or commit of the model's repository; None is its main one."""
     tokenizer_revision: str | None = None
+    """Branch, tag or commit of the tokenizer's repository."""
     download_dir: str | None = None
     """Where downloads are kept; None is the Hugging Face cache."""
     load_format: LoadFormat = "auto"
@@ -48,7 +50,9 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     """Bytes for KV pages; None: what `gpu_memory_utilization` leaves, on a CPU 256 MiB."""
     enable_prefix_caching: bool = True
+    """Keeps the KV pages of prompts, and shares them with later prompts that begin alike."""
     scheduling_policy: SchedulingPolicy = "fcfs"
+    """`fcfs` serves by arrival, `priority` the lowest priority first."""
     max_logprobs: int = 20
     """Most log-probabilities a token that a request may ask for; -1 (all) is always allowed."""
     seed: int = 0

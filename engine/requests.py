@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import OptionError
+from ..errors import OptionError, PromptError
 from .buckets import Variant
 from .prompts import Prompt, check_prompt
 from .request import Request, Sequence as Line
@@ -29,10 +29,15 @@ def make(
     each = _one_each(params, len(prompts), "sampling_params", assembly.default_params)
     priorities = _one_each(priority, len(prompts), "priority", 0)
     limit = assembly.spec.config
-    for prompt, one in zip(prompts, each, strict=True):
+    for index, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
         if not isinstance(one, SamplingParams):
             raise OptionError(f"sampling_params={one!r} must be SamplingParams or a list of them.")
-        check_prompt(prompt, vocab_size=limit.vocab_size, max_model_len=limit.max_model_len)
+        try:
+            check_prompt(prompt, vocab_size=limit.vocab_size, max_model_len=limit.max_model_len)
+        except PromptError as error:
+            if len(prompts) == 1:
+                raise
+            raise PromptError(f"prompts[{index}]: {error}") from error
         one.validate_for(limit.vocab_size, assembly.options.max_logprobs)
     return [
         _make_one(assembly, prompt, one, rank, kind, next(serial))

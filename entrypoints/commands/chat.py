@@ -102,6 +102,8 @@ def _read(prompt: str) -> str:
     try:
         return input(prompt).strip()
     except EOFError:
+        if prompt:
+            print()
         return "/exit"
     except KeyboardInterrupt:
         print()

@@ -127,7 +127,7 @@ def test_leaving_a_stream_aborts_it(engine: Engine) -> None:
         ("", GREEDY, PromptError, "the prompt is empty"),
         ([1] * 256, GREEDY, PromptError, "has 256 tokens, but max_model_len=256"),
         ([10**6], GREEDY, PromptError, "token id 1000000 is out of range"),
-        ([[1], []], GREEDY, PromptError, "the prompt is empty"),
+        ([[1], []], GREEDY, PromptError, r"prompts\[1\]: the prompt is empty"),
         ([1], SamplingParams(stop_token_ids=[10**6]), OptionError, "must be 0 to"),
         ([1], SamplingParams(logprobs=21), OptionError, "at most 20"),
         ([1], "hot", OptionError, "sampling_params='hot'"),

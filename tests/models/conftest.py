@@ -115,7 +115,7 @@ class PagedModel:
         return np.split(np.asarray(logits)[: ends[-1]], ends[:-1])
 
     def _batch(self, chunks: list[np.ndarray], size: int | None) -> tuple[TokenBatch, jax.Array]:
-        counts = np.asarray([len(chunk) for chunk in chunks])
+        counts = np.asarray([len(chunk) for chunk in chunks], np.int64)
         rows = np.repeat(np.arange(ROWS), counts)
         starts = np.concatenate([[0], np.cumsum(counts)])
         positions = np.arange(len(rows)) - starts[rows] + self.lengths[rows]

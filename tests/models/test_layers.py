@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.typing import DTypeLike
 
 from quire.errors import UnsupportedModelError
 from quire.models import layers
@@ -12,7 +13,7 @@ X = np.random.default_rng(0).normal(2, 3, (5, 6)).astype(np.float32)
 INPUT = jnp.asarray(X)
 
 
-def make(dtype: jnp.dtype = jnp.float32) -> dict:
+def make(dtype: DTypeLike = jnp.float32) -> dict:
     return {"dtype": dtype, "rngs": nnx.Rngs(0)}
 
 

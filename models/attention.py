@@ -1,12 +1,19 @@
 """The seam every architecture's attention goes through: paged with a cache, causal without."""
 
+import functools
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..pallas_kernels import reference
+from ..pallas_kernels import paged_decode, paged_prefill, reference
 from .batch import TokenBatch
 from .layers import precision
+
+log = logging.getLogger("quire")
 
 LayerCache = tuple[Float[Array, "P S Hkv D"], Float[Array, "P S Hkv D"]]
 """One layer's pool of K and of V pages."""
@@ -41,14 +48,50 @@ def attend(
     if cache is None or batch is None:
         return causal(q, k, v, scale=scale, window=window, soft_cap=soft_cap), None
     k_pool, v_pool = (write(p, x, batch.write_index) for p, x in zip(cache, (k, v), strict=True))
+    paged = _paged(jax.default_backend(), str(k_pool.dtype), q.shape[-1], q.shape[1] // k.shape[1])
     pages = (k_pool, v_pool, batch.page_table, batch.lengths)
+    options = {"scale": scale, "window": window, "soft_cap": soft_cap}
     if batch.decode:
-        out = reference.paged_decode(q, *pages, scale=scale, window=window, soft_cap=soft_cap)
-    else:
-        out = reference.paged_prefill(
-            q, *pages, batch.query_starts, scale=scale, window=window, soft_cap=soft_cap
-        )
-    return out, (k_pool, v_pool)
+        return paged.decode(q, *pages, **options), (k_pool, v_pool)
+    return paged.prefill(q, *pages, batch.query_starts, **options), (k_pool, v_pool)
+
+
+class _Paged(NamedTuple):
+    """Attention over pages, by the signatures of `pallas_kernels.reference`."""
+
+    decode: Callable[..., Array]
+    prefill: Callable[..., Array]
+
+
+_TWINS = _Paged(reference.paged_decode, reference.paged_prefill)
+_KERNELS = _Paged(paged_decode.paged_decode, paged_prefill.paged_prefill)
+
+
+@functools.cache
+def _paged(backend: str, dtype: str, size: int, groups: int) -> _Paged:
+    """The kernels where they can run, else their twins; says once which, and why."""
+    reason = _why_not(backend, dtype, size, groups)
+    name = "GPU kernels" if reason is None else f"the plain reference, since {reason}"
+    log.info("attention over %s pages, heads of %d: %s", dtype, size, name)
+    return _KERNELS if reason is None else _TWINS
+
+
+def _why_not(backend: str, dtype: str, size: int, groups: int) -> str | None:
+    """What keeps the kernels from running; None where nothing does."""
+    if backend != "gpu":
+        return f"JAX runs on {backend}"
+    if jax.__version_info__ < (0, 11):
+        return f"the kernels need jax 0.11, this is {jax.__version__}"
+    capability = getattr(jax.devices()[0], "compute_capability", "0")
+    if float(capability) < 8:
+        return f"the GPU's compute capability is {capability}, the kernels need 8.0"
+    if dtype not in ("bfloat16", "float16"):
+        return f"the kernels know bfloat16 and float16, not {dtype}"
+    if size not in (64, 128, 256):
+        return f"the kernels know heads of 64, 128 and 256, not {size}"
+    if groups > 16:
+        return f"the kernels know up to 16 query heads a KV head, not {groups}"
+    return None
 
 
 def write(

@@ -1,5 +1,6 @@
 """What only a GPU can show. Run with `pytest -m gpu`; together they take a few minutes."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -61,6 +62,36 @@ def test_every_variant_of_sampling_runs_and_seeds_hold() -> None:
         ]
     for first, second in zip(together, alone, strict=True):
         assert [o.token_ids for o in first.outputs] == [o.token_ids for o in second.outputs]
+
+
+def test_kernels_in_bfloat16_agree_with_float32(tmp_path: Path) -> None:
+    """Log-probabilities of a prompt in chunks, and of tokens after it, by kernels and by twins."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True}
+    prompt = np.random.default_rng(0).integers(0, 512, 300).tolist()
+    found = []
+    weights: dict[str, np.ndarray] = {}
+    for dtype in ("float32", "bfloat16"):
+        with Engine(tmp_path, dtype=dtype, **options) as engine:
+            if not weights:
+                weights = {name: np.asarray(x) for name, x in engine.params.items()}
+            engine.update_params({name: x.astype(dtype) for name, x in weights.items()})
+            params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+            [whole] = engine.generate([prompt], params, use_tqdm=False)
+            entries = zip(prompt[1:], (whole.prompt_logprobs or [])[1:], strict=True)
+            found.append([(entry or {})[token].logprob for token, entry in entries])
+    assert np.abs(np.subtract(*found)).max() < 0.05
 
 
 def test_close_gives_the_memory_back() -> None:

@@ -76,7 +76,7 @@ class EngineCore:
                 self.num_steps += 1
             if self._in_flight and (schedule is None or len(self._in_flight) > 1):
                 self._collect(*self._in_flight.popleft())
-        except Exception as error:
+        except BaseException as error:  # a second Ctrl-C, too, leaves host and device at odds
             self._error = error
             raise
 

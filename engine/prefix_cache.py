@@ -23,7 +23,7 @@ class PrefixCache:
         """Pages that hold the beginning of a sequence which waits; it still has to acquire them.
 
         At least one token stays to be computed. A request whose prompt must be computed (for its
-        log-probabilities, or because it says so) finds nothing before it has output; the others of
+        log-probabilities) finds nothing before it has output; the others of
         its n sequences do, since computing the prompt once is enough.
         """
         if sequence.hashes[:1] != [self._pool.root]:
@@ -65,6 +65,4 @@ class PrefixCache:
 def _must_compute_prompt(sequence: Sequence) -> bool:
     if sequence.index or sequence.output_len:
         return False
-    params = sequence.request.params
-    skip = getattr(params, "skip_reading_prefix_cache", False)
-    return params.prompt_logprobs is not None or bool(skip)
+    return sequence.request.params.prompt_logprobs is not None

@@ -10,7 +10,7 @@ context is therefore slow: nothing splits its keys.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +39,22 @@ class _Plan(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """The queries of a program; positions are those in the row, first and last those of its ends.
-
-    A tile that sees nothing has last < 0.
-    """
+    """Consecutive queries of a row: a line of what `tiles` returns."""
 
     row: Int[Array, ""]
     token: Int[Array, ""]
-    count: Int[Array, ""]
+    queries: Int[Array, ""]
     first: Int[Array, ""]
 
     @property
     def last(self) -> Int[Array, ""]:
-        return self.first + self.count - 1
+        """The position of the last query; negative where the tile sees nothing."""
+        return self.first + self.queries - 1
+
+    def earliest(self, window: int | None) -> Int[Array, ""]:
+        """The first position that a query sees."""
+        first = jnp.zeros_like(self.first)
+        return first if window is None else jnp.maximum(self.first - window + 1, first)
 
 
 class _Softmax(NamedTuple):
@@ -97,8 +100,8 @@ def tile_tokens(q: Float[Array, "T Hq D"], kv_heads: int) -> int:
 
 
 def _shape(q: Float[Array, "T Hq D"]) -> tuple[int, int]:
-    """Queries times heads of a tile, and tokens of a block of keys: what registers can hold."""
-    return (128, 64) if q.dtype.itemsize == 2 else (32, 32)
+    """Queries times heads of a tile, and tokens of a block of keys: as many as registers hold."""
+    return (128, 64) if q.dtype.itemsize == 2 else (32, 16)
 
 
 def paged_prefill(
@@ -158,8 +161,8 @@ def _kernel(
 
     def absorb(block: Array, state: _Softmax, *, masked: bool) -> _Softmax:
         keys = block * plan.keys + jnp.arange(plan.keys)
-        # keys behind the last one seen stand for it: what the pool holds there may be NaN
-        known = jnp.minimum(keys, tile.last) if masked else keys
+        # keys that no query sees give way to one that is seen: they may be NaN in the pool
+        known = jnp.clip(keys, tile.earliest(plan.window), tile.last) if masked else keys
         slot = table_ref[tile.row, known // plan.page] * plan.page + known % plan.page
         visible = _sees(tile.first + offset, keys, plan.window) if masked else None
         return _absorb(state, q, k_ref[slot, kv_head], v_ref[slot, kv_head], visible, plan)
@@ -169,11 +172,12 @@ def _kernel(
     for start, end, masked in _spans(tile, plan):
         state = jax.lax.fori_loop(start, end, functools.partial(absorb, masked=masked), state)
     out = state.acc / jnp.where(state.total > 0, state.total, 1.0)[:, None]
-    mask = (offset < tile.count) & (member < plan.groups)
+    mask = (offset < tile.queries) & (member < plan.groups)
     column = jnp.arange(out.shape[1])
     at = (jnp.broadcast_to(x, out.shape) for x in (token[:, None], head[:, None], column[None, :]))
     mask = jnp.broadcast_to(mask[:, None], out.shape)
-    triton.store(out_ref.at[*at], out.astype(out_ref.dtype), mask=mask)
+    target: Any = out_ref.at[*at]
+    triton.store(target, out.astype(out_ref.dtype), mask=mask)
 
 
 def _spans(tile: _Tile, plan: _Plan) -> list[tuple[Array, Array, bool]]:
@@ -182,7 +186,7 @@ def _spans(tile: _Tile, plan: _Plan) -> list[tuple[Array, Array, bool]]:
     whole_end = jnp.maximum(tile.first + 1, 0) // plan.keys
     if plan.window is None:
         return [(jnp.zeros_like(end), whole_end, False), (whole_end, end, True)]
-    start = jnp.maximum(tile.first - plan.window + 1, 0) // plan.keys
+    start = tile.earliest(plan.window) // plan.keys
     whole = pl.cdiv(jnp.maximum(tile.last - plan.window + 1, 0), plan.keys)
     whole = jnp.minimum(whole, end)
     whole_end = jnp.maximum(whole_end, whole)

@@ -188,11 +188,10 @@ def test_disabled_cache_hashes_nothing_for_single_sequences():
     assert len(sequence.hashes) == 1
 
 
-@pytest.mark.parametrize("params", [{"prompt_logprobs": 0}, {"skip_reading_prefix_cache": True}])
-def test_a_prompt_that_must_be_computed_is_computed_once(params: dict[str, Any]):
+def test_a_prompt_that_must_be_computed_is_computed_once():
     scheduler = make()
     run_alone(scheduler, add(scheduler, 0, list(range(10))), [50])
-    several = request(1, list(range(10)), n=2, params=params)
+    several = request(1, list(range(10)), n=2, params={"prompt_logprobs": 0})
     scheduler.add(several)
     schedule = step(scheduler)
     assert [chunk.start for chunk in schedule.chunks] == [0, 8]

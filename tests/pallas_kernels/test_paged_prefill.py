@@ -94,16 +94,16 @@ def test_uneven_rows_continued_chunks_and_single_queries(
     check(make_case([1, 200, 90, 33, 140], [1, 1, 90, 30, 77]), interpret, **options)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "options"), [("bfloat16", PLAIN), ("bfloat16", OPTIONS[3]), ("float16", OPTIONS[3])]
+)
 def test_sixteen_bits(interpret: bool, dtype: str, options: dict[str, Any]) -> None:
     check(make_case([1, 200, 90, 340], [1, 1, 90, 277], dtype=dtype), interpret, **options)
 
 
 @pytest.mark.parametrize(("kv_heads", "groups"), [(2, 1), (2, 3), (2, 4), (1, 8), (1, 16)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_any_grouping_of_heads(interpret: bool, dtype: str, kv_heads: int, groups: int) -> None:
-    case = make_case([140, 7, 30], [20, 7, 1], kv_heads=kv_heads, groups=groups, dtype=dtype)
+def test_any_grouping_of_heads(interpret: bool, kv_heads: int, groups: int) -> None:
+    case = make_case([140, 7, 30], [20, 7, 1], kv_heads=kv_heads, groups=groups, dtype="bfloat16")
     check(case, interpret, **OPTIONS[2])
 
 
@@ -114,7 +114,7 @@ def test_head_sizes(interpret: bool, dtype: str, width: int) -> None:
     check(make_case([150, 7], [140, 3], width=width, dtype=dtype), interpret, **options)
 
 
-@pytest.mark.parametrize("page", [8, 32, 128])
+@pytest.mark.parametrize("page", [8, 128])
 def test_page_sizes(interpret: bool, page: int) -> None:
     check(make_case([150, 7], [140, 3], page=page), interpret, **OPTIONS[2])
 
@@ -158,3 +158,12 @@ def test_tiles_cover_every_token_once_in_its_row(counts: list[int], size: int) -
 def test_tiles_with_most_keys_come_first() -> None:
     table = kernel.tiles(jnp.asarray([0, 1, 65]), jnp.asarray([500, 64]), 70, 32)
     np.testing.assert_array_equal(table[:3], [[0, 0, 1, 499], [1, 33, 32, 32], [1, 1, 32, 0]])
+
+
+def test_keys_that_left_the_window_may_be_nan(interpret: bool) -> None:
+    q, k_pool, v_pool, table, *rest = make_case([200], [3])
+    left = table[0, :9]
+    pools = (pool.at[left].set(jnp.nan) for pool in (k_pool, v_pool))
+    # the first key seen is number 161, of page 10, in the middle of a block
+    result = check((q, *pools, table, *rest), interpret, **OPTIONS[2])
+    assert np.isfinite(result).all()

@@ -66,6 +66,7 @@ def _make_one(
     serial: int,
 ) -> Request:
     bad_words = _bad_words(params, assembly.tokenizer)
+    waits = any(len(word) > 1 for word in bad_words)
     stop_ids = frozenset(params.stop_token_ids or ())
     if not params.ignore_eos:
         stop_ids |= assembly.eos_token_ids
@@ -81,7 +82,7 @@ def _make_one(
         stop_ids=stop_ids,
         bad_words=bad_words,
         variant=_variant(params),
-        dynamic_bias=params.min_tokens > 0 or any(len(word) > 1 for word in bad_words),
+        dynamic_bias=params.min_tokens > 0 or waits,
         output_kind=kind,
         arrival_time=time.monotonic(),
     )
@@ -98,7 +99,7 @@ def _make_one(
             prompt_len=len(prompt.token_ids),
             max_len=max_len,
             key=(int(keys[index][0]), int(keys[index][1])),
-            waits_for_token=any(len(word) > 1 for word in bad_words),
+            waits_for_token=waits,
         )
         for index in range(params.n)
     )

@@ -36,11 +36,6 @@ def bias_row(sequence: "Sequence", position: int, vocab_size: int) -> np.ndarray
     return row
 
 
-def changes_with_each_token(sequence: "Sequence") -> bool:
-    """Whether the next bias depends on the last token: bad words of several tokens."""
-    return any(len(word) > 1 for word in sequence.request.bad_words)
-
-
 def changes_now(sequence: "Sequence", position: int) -> bool:
     """Whether the bias for the token at `position` differs from that of the token before."""
     lifted = position - sequence.prompt_len == sequence.request.params.min_tokens

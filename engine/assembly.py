@@ -120,7 +120,7 @@ def _use_compilation_cache(folder: str | None) -> None:
 
 def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
     on_cpu = jax.default_backend() == "cpu"
-    tokens = options.max_num_batched_tokens or (1024 if on_cpu else 8192)
+    tokens = options.max_num_batched_tokens or _default_tokens(on_cpu, options.deterministic)
     seqs = options.max_num_seqs or min(64 if on_cpu else 256, tokens)
     if seqs > tokens:
         raise OptionError(
@@ -128,13 +128,25 @@ def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
             "could take a step together. Raise the second or lower the first."
         )
     config = RunnerConfig(
-        buckets=Buckets(seqs, tokens, growth=4 if on_cpu else 2),
+        buckets=Buckets(
+            seqs,
+            tokens,
+            growth=4 if on_cpu else 2,
+            fine=not on_cpu,
+            one_program=options.deterministic,
+        ),
         num_pages=0,
-        page_size=options.page_size,
+        page_size=options.page_size or spec.page_size,
         top_logprobs=min(TOP_LOGPROBS, spec.config.vocab_size),
         compile_ahead=not options.enforce_eager,
     )
     return dataclasses.replace(config, num_pages=plan_pages(spec, config, options))
+
+
+def _default_tokens(on_cpu: bool, deterministic: bool) -> int:
+    if deterministic:  # every step takes the time of a full one
+        return 64 if on_cpu else 512
+    return 1024 if on_cpu else 8192
 
 
 def _scheduler_config(

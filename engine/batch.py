@@ -32,13 +32,15 @@ class RowField(enum.IntEnum):
     TOP_K = 6
     KEY_0 = 7
     KEY_1 = 8
-    TEMPERATURE = 9
+    BIASED = 9
+    """1 where the slot has a bias of its own in the tables."""
+    TEMPERATURE = 10
     """This column and those after it hold float32 bits."""
-    TOP_P = 10
-    MIN_P = 11
-    PRESENCE = 12
-    FREQUENCY = 13
-    REPETITION = 14
+    TOP_P = 11
+    MIN_P = 12
+    PRESENCE = 13
+    FREQUENCY = 14
+    REPETITION = 15
 
 
 NUM_FIELDS = len(RowField)
@@ -90,6 +92,7 @@ class BatchBuilder:
         ints[[RowField.TOP_K, RowField.KEY_0, RowField.KEY_1]] = np.array(
             [max(params.top_k, 0), *sequence.key], np.uint32
         ).view(np.int32)
+        ints[RowField.BIASED] = params.needs_bias
         floats[RowField.TEMPERATURE :] = (
             0.0 if params.greedy else params.temperature,
             params.top_p,

@@ -11,8 +11,10 @@ class Variant(enum.IntEnum):
     """Argmax."""
     SAMPLED = 1
     """Temperature, top_k, top_p, min_p, with one key a row."""
-    FULL = 2
-    """SAMPLED, and penalties, bias and log-probabilities."""
+    PENALIZED = 2
+    """SAMPLED, and penalties and bias."""
+    FULL = 3
+    """PENALIZED, and log-probabilities."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Program:
     rows: int
     """R, the rows it takes."""
     variant: Variant
+    one_path: bool = False
+    """Every row goes the same way, so that its bits do not depend on the batch."""
 
     def covers(self, other: "Program") -> bool:
         """Whether a batch for `other` can be padded to run here."""
@@ -37,12 +41,26 @@ class Program:
         )
 
 
+_CHEAP_ROWS = 64
+"""Up to here a decode step on a GPU reads weights all the time; beyond, padded rows cost time."""
+
+
 def _ladder(first: int, last: int, growth: int) -> tuple[int, ...]:
     steps = []
     while first < last:
         steps.append(first)
         first *= growth
     return (*steps, last)
+
+
+def _fine_ladder(last: int) -> tuple[int, ...]:
+    """Powers of two, and from `_CHEAP_ROWS` on three steps between them."""
+    steps = [
+        power + power * quarter // 4
+        for power in _ladder(1, last, 2)[:-1]
+        for quarter in (range(4) if power >= _CHEAP_ROWS else range(1))
+    ]
+    return (*(step for step in steps if step < last), last)
 
 
 class Auxiliary(enum.Enum):
@@ -74,10 +92,14 @@ class Buckets:
     max_num_batched_tokens: int
     growth: int = 2
     """Factor between neighbouring mixed shapes: 2 wastes little, 4 compiles less."""
+    fine: bool = False
+    """More decode shapes, where padded rows cost time."""
+    one_program: bool = False
+    """Only the largest mixed shape, in the variant FULL, for results that are always the same."""
 
     @property
     def decode_rows(self) -> tuple[int, ...]:
-        return _ladder(1, self.max_num_seqs, 2)
+        return _fine_ladder(self.max_num_seqs) if self.fine else _ladder(1, self.max_num_seqs, 2)
 
     @property
     def mixed_tokens(self) -> tuple[int, ...]:
@@ -86,17 +108,23 @@ class Buckets:
 
     def decode(self, rows: int, variant: Variant) -> Program:
         """The smallest decode program for `rows` rows."""
+        if self.one_program:
+            return self.largest
         fitting = next(r for r in self.decode_rows if r >= rows)
         return Program(decode=True, tokens=fitting, rows=fitting, variant=variant)
 
     def mixed(self, tokens: int, variant: Variant) -> Program:
         """The smallest mixed program for `tokens` tokens."""
+        if self.one_program:
+            return self.largest
         fitting = next(t for t in self.mixed_tokens if t >= tokens)
         rows = min(fitting, self.max_num_seqs)
         return Program(decode=False, tokens=fitting, rows=rows, variant=variant)
 
     def programs(self) -> list[Program]:
         """All programs, in the order in which a fresh engine is likely to need them."""
+        if self.one_program:
+            return [self.largest]
         return [
             program
             for variant in Variant
@@ -109,4 +137,5 @@ class Buckets:
     @property
     def largest(self) -> Program:
         """The program with the largest temporaries."""
-        return self.mixed(self.max_num_batched_tokens, Variant.FULL)
+        tokens, rows = self.max_num_batched_tokens, self.max_num_seqs
+        return Program(False, tokens, rows, Variant.FULL, one_path=self.one_program)

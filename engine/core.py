@@ -104,7 +104,8 @@ class EngineCore:
         return self._runner.run(schedule, variant)
 
     def _tables(self, sequence: Sequence) -> tuple[np.ndarray, np.ndarray] | None:
-        if sequence.request.variant < Variant.FULL:
+        params = sequence.request.params
+        if not (params.needs_counts or params.needs_bias):
             return None
         position = len(sequence.tokens)
         return (

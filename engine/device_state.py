@@ -32,10 +32,15 @@ class DeviceState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenTables:
-    """Vocabulary-wide rows of each slot, for the FULL variant alone. Donated like `DeviceState`."""
+    """Vocabulary-wide rows of each slot, from the variant PENALIZED on. Donated like `DeviceState`.
+
+    Rows of a slot mean something while its sequence has penalties or a bias; those of the null slot
+    are always zero.
+    """
 
     counts: Int[Array, "N+1 V"]
-    """Twice the times a token was output, plus 1 where the prompt has it."""
+    """Twice the times a token was output, plus 1 where the prompt has it. uint16, which halves what
+    a step reads: a token counts 32,767 times at most."""
     bias: Float[Array, "N+1 V"]
     """Added to the logits; -inf forbids a token."""
 
@@ -58,7 +63,7 @@ class RunnerConfig:
 def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
     """An empty state, made on the device. Zeros: 0 * NaN would leak from an unwritten page."""
     model = spec.config
-    shape = (config.num_pages, config.page_size, model.num_kv_heads, model.head_dim)
+    shape = (config.num_pages, config.page_size, model.num_kv_heads, spec.cache_head_dim)
     pages_per_row = -(-model.max_model_len // config.page_size)
     zeros = functools.partial(jnp.zeros, shape, spec.cache_dtype)
     return DeviceState(
@@ -71,7 +76,7 @@ def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
 def new_tables(spec: "ModelSpec", config: RunnerConfig) -> TokenTables:
     """Neutral tables: no counts, no bias."""
     shape = (config.num_slots + 1, spec.config.vocab_size)
-    return TokenTables(counts=jnp.zeros(shape, jnp.int32), bias=jnp.zeros(shape, jnp.float32))
+    return TokenTables(counts=jnp.zeros(shape, jnp.uint16), bias=jnp.zeros(shape, jnp.float32))
 
 
 def patch_page_table(table: Int[Array, "N+1 M"], patches: Int[Array, "K 3"]) -> Int[Array, "N+1 M"]:

@@ -24,6 +24,22 @@ if TYPE_CHECKING:
     from .model import ModelSpec
 
 
+_FEW_ROWS = 16
+"""Up to here XLA's own kernels read weights faster than cuBLASLt's; beyond it is the reverse."""
+
+
+def compiler_options(key: Key) -> dict[str, bool]:
+    """What XLA is told for a program, beside its defaults.
+
+    The autotuner compares products one at a time, with their weights in the cache, and so picks
+    its own kernels where cuBLASLt's are faster in a step. Not to try them saves compile time, too.
+    """
+    if jax.default_backend() != "gpu":
+        return {}
+    few = isinstance(key, Program) and key.tokens < _FEW_ROWS
+    return {"xla_gpu_enable_triton_gemm": few}
+
+
 class Lowering:
     """Lowers the programs of one model at one set of sizes. Uses no device memory."""
 
@@ -45,7 +61,7 @@ class Lowering:
             page_size=page_size,
             top_logprobs=self._config.top_logprobs,
         )
-        tables = self._tables if program.variant == Variant.FULL else None
+        tables = self._tables if program.variant >= Variant.PENALIZED else None
         packed = jax.ShapeDtypeStruct((Layout.of(program, page_size).size,), jnp.int32)
         jitted = jax.jit(step, donate_argnums=(1, 2))
         return jitted.lower(self._spec.shapes, self._state, tables, packed)
@@ -53,7 +69,7 @@ class Lowering:
     def _auxiliary(self, key: Auxiliary) -> jax.stages.Lowered:
         vocab, width = self._spec.config.vocab_size, self._spec.config.hidden_size
         slot = jax.ShapeDtypeStruct((), jnp.int32)
-        counts = jax.ShapeDtypeStruct((vocab,), jnp.int32)
+        counts = jax.ShapeDtypeStruct((vocab,), jnp.uint16)
         bias = jax.ShapeDtypeStruct((vocab,), jnp.float32)
         hidden = jax.ShapeDtypeStruct((AUXILIARY_TOKENS, width), self._spec.dtype)
         targets = jax.ShapeDtypeStruct((AUXILIARY_TOKENS,), jnp.int32)

@@ -1,7 +1,7 @@
 """How many KV pages fit."""
 
-import dataclasses
 import logging
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,6 @@ import jax
 
 from ..errors import MemoryBudgetError
 from .device_state import RunnerConfig, new_tables
-from .lowering import Lowering
 from .options import EngineOptions
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ CPU_CACHE_BYTES = 256 * 2**20
 
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _JAX_DEFAULT = 0.75
+_MOST_SPLITS = 32
+"""Parts that attention cuts a row into, at most."""
 _SCRATCH_SHARE = 0.04
 """Share of a GPU beyond `gpu_memory_utilization` that JAX may take while it compiles."""
 
@@ -71,10 +72,8 @@ def plan_pages(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions) 
 def page_bytes(spec: "ModelSpec", config: RunnerConfig) -> int:
     """Bytes of one page over all layers, K and V."""
     model = spec.config
-    per_token = (
-        2 * model.num_layers * model.num_kv_heads * model.head_dim * spec.cache_dtype.itemsize
-    )
-    return per_token * config.page_size
+    head = spec.cache_head_dim * spec.cache_dtype.itemsize
+    return 2 * model.num_layers * model.num_kv_heads * head * config.page_size
 
 
 def _round_down(pages: int) -> int:
@@ -88,12 +87,12 @@ def _gpu_budget(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions)
     used = (jax.devices()[0].memory_stats() or {}).get("bytes_in_use", 0)
     tables = jax.eval_shape(lambda: new_tables(spec, config))
     fixed = spec.weight_bytes + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables))
-    temporaries = _temporaries(spec, config)
-    budget = int(allowed - used - fixed - temporaries)
+    scratch = temporaries(spec, config)
+    budget = int(allowed - used - fixed - scratch)
     if budget <= 0:
         raise MemoryBudgetError(
             f"weights and tables take {fixed / 2**30:.2f} GiB and temporaries "
-            f"{temporaries / 2**30:.2f} GiB, but {(allowed - used) / 2**30:.2f} GiB are free. "
+            f"{scratch / 2**30:.2f} GiB, but {(allowed - used) / 2**30:.2f} GiB are free. "
             f"Raise gpu_memory_utilization (now {options.gpu_memory_utilization}), lower "
             "max_num_batched_tokens or use a smaller model."
         )
@@ -115,13 +114,22 @@ def _allowed_bytes(spec: "ModelSpec", options: EngineOptions) -> float:
     return allowed
 
 
-def _temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
-    """Temporaries and outputs of the largest program; they do not depend on the pool's size."""
-    small = dataclasses.replace(config, num_pages=8)
-    memory = Lowering(spec, small)(config.buckets.largest).compile().memory_analysis()
-    if memory is None:
-        raise MemoryBudgetError("this backend tells no temporaries. Pass kv_cache_memory_bytes.")
-    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
+    """Bytes that no program exceeds beside its arguments: an estimate, since compiling takes long.
+
+    Activations of the widest layer, partial results of attention and logits follow each other, so
+    the largest counts.
+    """
+    model, largest = spec.config, config.buckets.largest
+    matrices = [s.shape for s in spec.shapes.values() if len(s.shape) > 1]
+    widest = max(
+        math.prod(shape) // shape[-1] for shape in matrices if model.vocab_size not in shape
+    )
+    heads = (model.num_heads + 2 * model.num_kv_heads) * spec.cache_head_dim
+    values = largest.tokens * (3 * model.hidden_size + 3 * widest // 2 + heads)
+    logits = 2 * largest.rows * model.vocab_size
+    partial = _MOST_SPLITS * largest.rows * heads
+    return max(values * spec.dtype.itemsize, logits * 4, partial * 4)
 
 
 def _check_host_memory(spec: "ModelSpec") -> None:

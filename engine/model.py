@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..models import functional, registry
+from ..models import attention, functional, registry
 from ..models.config import TextConfig
 from .checkpoint import find_model, load_params, read_config, resolve_dtype
 from .options import EngineOptions
@@ -26,6 +26,10 @@ class ModelSpec:
     dtype: jnp.dtype
     cache_dtype: jnp.dtype
     """Of the KV pool: `dtype`, on a CPU float32, since XLA copies a pool of 16-bit floats there."""
+    cache_head_dim: int
+    """Head size of the KV pool: the model's, padded where the attention kernels need it."""
+    page_size: int
+    """Tokens of a KV page, unless an option says otherwise."""
     graphdef: Any
     """The static half of the Flax module; `models.functional.bind` joins it with parameters."""
     shapes: dict[str, jax.ShapeDtypeStruct]
@@ -52,8 +56,12 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
     hf_config = {**read_config(folder), **(options.hf_overrides or {})}
     architecture = registry.resolve(hf_config)
     config = architecture.config_class.from_hf(hf_config, max_model_len=options.max_model_len)
-    dtype = resolve_dtype(options.dtype, hf_config, jax.default_backend())
-    on_cpu = jax.default_backend() == "cpu"
+    backend = jax.default_backend()
+    dtype = resolve_dtype(options.dtype, hf_config, backend)
+    cache_dtype = jnp.dtype(jnp.float32) if backend == "cpu" else dtype
+    layout = attention.pool_layout(
+        backend, str(cache_dtype), config.head_dim, config.num_heads // config.num_kv_heads
+    )
     graphdef, shapes, _ = functional.abstract(architecture, config, dtype)
     return ModelSpec(
         folder=folder,
@@ -61,7 +69,9 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         architecture=architecture,
         config=config,
         dtype=dtype,
-        cache_dtype=jnp.dtype(jnp.float32) if on_cpu else dtype,
+        cache_dtype=cache_dtype,
+        cache_head_dim=layout.head_dim,
+        page_size=layout.page_size,
         graphdef=graphdef,
         shapes=shapes,
     )

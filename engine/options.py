@@ -43,8 +43,8 @@ class EngineOptions:
     """Most sequences that run at once. None: 256 on a GPU, 64 on a CPU."""
     max_num_batched_tokens: int | None = None
     """Most tokens of one step. None: 8192 on a GPU, 1024 on a CPU."""
-    page_size: int = 16
-    """Tokens of one KV page."""
+    page_size: int | None = None
+    """Tokens of one KV page. None: 64 where the Hopper kernels run, else 16."""
     gpu_memory_utilization: float = 0.92
     """Share of the GPU that weights, temporaries and KV pages may take together."""
     kv_cache_memory_bytes: int | None = None
@@ -59,6 +59,8 @@ class EngineOptions:
     """Where the keys of requests without a seed come from."""
     compilation_cache_dir: str | None = "auto"
     """JAX's persistent compilation cache: `auto` is ~/.cache/quire/xla, None is off."""
+    deterministic: bool = False
+    """The bits of a result depend on its request alone: one program serves every step."""
     enforce_eager: bool = False
     """Compiles programs when first needed rather than all ahead of time."""
     use_tqdm_on_load: bool = True
@@ -179,7 +181,7 @@ def _check_ranges(options: EngineOptions) -> None:
     utilization = options.gpu_memory_utilization
     if math.isnan(utilization) or not 0 < utilization <= 1:
         raise OptionError(f"gpu_memory_utilization={utilization} must be above 0 and at most 1.")
-    if options.page_size not in (8, 16, 32, 64, 128):
+    if options.page_size not in (None, 8, 16, 32, 64, 128):
         raise OptionError(f"page_size={options.page_size} must be one of 8, 16, 32, 64, 128.")
     if options.max_logprobs < -1:
         raise OptionError(f"max_logprobs={options.max_logprobs} must be -1 or more.")

@@ -23,11 +23,16 @@ class Programs:
         lower: Callable[[Key], Any],
         planned: Sequence[Key],
         *,
+        options: Callable[[Key], dict[str, Any]] = lambda _: {},
         ahead: bool,
         workers: int,
     ) -> None:
-        """`lower` returns a `jax.stages.Lowered`. `ahead` False compiles on demand only."""
+        """`lower` returns a `jax.stages.Lowered`, which is compiled with `options` of its program.
+
+        `ahead` False compiles on demand only.
+        """
         self._lower = lower
+        self._options = options
         self._lowering = threading.Lock()
         self._changed = threading.Condition()
         self._waiting = list(planned) if ahead else []
@@ -117,7 +122,7 @@ class Programs:
         try:
             with self._lowering:
                 lowered = self._lower(program)
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=self._options(program) or None)
         except BaseException as error:
             with self._changed:
                 self._failed[program] = error

@@ -107,9 +107,10 @@ def _make_one(
 
 
 def _variant(params: SamplingParams) -> Variant:
-    details = params.logprobs is not None or params.prompt_logprobs is not None
-    if details or params.needs_counts or params.needs_bias:
+    if params.logprobs is not None or params.prompt_logprobs is not None:
         return Variant.FULL
+    if params.needs_counts or params.needs_bias:
+        return Variant.PENALIZED
     return Variant.GREEDY if params.greedy else Variant.SAMPLED
 
 

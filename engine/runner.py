@@ -11,7 +11,7 @@ from . import sampler
 from .batch import BatchBuilder, Layout
 from .buckets import AUXILIARY_PATCHES, AUXILIARY_TOKENS, Auxiliary, Program, Variant
 from .device_state import RunnerConfig, new_state, new_tables
-from .lowering import Lowering
+from .lowering import Lowering, compiler_options
 from .programs import Programs
 from .step import StepOutput
 
@@ -29,11 +29,11 @@ class ModelRunner:
         self._spec = spec
         self._config = config
         self._params: dict[str, jax.Array] = {}
-        self._biased: set[int] = set()  # slots whose rows of the tables a request has written
         self._builder = BatchBuilder(config.num_slots, config.page_size)
         self.programs = Programs(
             Lowering(spec, config),
             (*config.buckets.programs(), *Auxiliary),
+            options=compiler_options,
             ahead=config.compile_ahead,
             workers=max(1, min(16, (os.cpu_count() or 2) - 1)),
         )
@@ -55,16 +55,9 @@ class ModelRunner:
     def admit(self, sequence: "Sequence", tables: tuple[np.ndarray, np.ndarray] | None) -> None:
         """Prepares the slot a sequence got. `tables` are its counts and bias, if it has any."""
         self._builder.admit(sequence, sequence.request.params)
-        slot = sequence.slot
-        if tables is None and slot in self._biased:
-            vocab_size = self._spec.config.vocab_size
-            tables = np.zeros(vocab_size, np.int32), np.zeros(vocab_size, np.float32)
-            self._biased.discard(slot)
-        elif tables is not None:
-            self._biased.add(slot)
         if tables is not None:
             write = self.programs.exactly(Auxiliary.WRITE_TABLES)
-            self._tables = write(self._tables, np.int32(slot), *tables)
+            self._tables = write(self._tables, np.int32(sequence.slot), *tables)
 
     def write_bias(self, slot: int, bias: np.ndarray) -> None:
         """Replaces the bias [V] of a slot from the next step on."""
@@ -81,7 +74,7 @@ class ModelRunner:
         program, compiled = self.programs.get(needed)
         self._write_overflow(schedule, program)
         packed = self._builder.build(schedule, program)
-        tables = self._tables if program.variant == Variant.FULL else None
+        tables = self._tables if program.variant >= Variant.PENALIZED else None
         self._state, tables, output = compiled(self._params, self._state, tables, packed)
         if tables is not None:
             self._tables = tables

@@ -1,31 +1,36 @@
-"""Sampling inside the jitted step: masks and penalties, filters, Gumbel argmax, log-probabilities.
+"""Sampling inside the jitted step: masks and penalties, filters, draws, log-probabilities.
 
 All of this is traced. The token of a row depends on that row alone, bitwise: it is the same in a
-batch of any size, whatever the other rows ask for. Three choices give that:
+batch of any size, whatever the other rows ask for. Two choices give that:
 
 * Noise is drawn row by row, from the row's key folded with the position of the token.
-* What min_p, top_k and top_p keep is always the tokens from some logit upwards. top_k and top_p
-  find that logit without a sort, bit by bit: integers that order like the floats are searched.
-* The search compares sums of integers, counts or probabilities in fixed point, and these come out
-  the same in any order of addition.
+* What min_p, top_k and top_p keep is always the tokens from some logit upwards, and what decides
+  is counts and sums of integers, which come out the same in any order of addition.
+
+A pass over the logits of 256 rows takes as long as the GPU takes to read 131 MB. So the vocabulary
+is drawn from by way of blocks (`draws.py`), and for top_p no threshold is searched: draws from more
+than the nucleus are tested, as in https://flashinfer.ai/2025/03/10/sampling.html, and a pass tests
+several. A step in which all rows use filters takes three passes.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-_DIGIT_BITS = 3
-"""Bits that a pass over the vocabulary adds to a threshold, by testing 2^bits - 1 of them."""
+from . import draws, thresholds
+from .draws import Blocks, Draws, Mass
+
+_DRAWS = 16
+"""Draws a row of which a round of `_settle` tests those that matter."""
+_PIVOTS = 4
+"""How many it tests at most, in one pass over the logits."""
 _TOP_K_PIECE = 16
 """The largest k for which XLA on a GPU selects instead of sorting."""
-
-_Mass = tuple[UInt32[Array, " R"], UInt32[Array, " R"]]
-"""A sum of probabilities in fixed point: its high and its low limb."""
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +57,11 @@ class SamplingRows:
     position: Int[Array, " R"]
     """Absolute position, in its sequence, of the token that is sampled."""
 
+    @property
+    def penalized(self) -> Bool[Array, " R"]:
+        """Rows with a penalty."""
+        return (self.presence != 0) | (self.frequency != 0) | (self.repetition != 1)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +85,21 @@ def greedy(logits: Float[Array, "R V"]) -> Int[Array, " R"]:
 
 
 def sample(logits: Float[Array, "R V"], rows: SamplingRows) -> Int[Array, " R"]:
-    """Draws one token a row, int32: temperature, min_p, top_k, top_p, then Gumbel argmax.
+    """Draws one token a row, int32, of those that temperature, min_p, top_k and top_p keep.
 
     Logits are float32; they may be -inf (forbidden), not NaN or +inf. Rows of temperature 0 get
     `greedy(logits)`. A row in which every token is forbidden gets token 0: the host prevents it.
     """
     with jax.named_scope("sample"):
-        noisy = _scaled(logits, rows) + _gumbel(rows, logits.shape[1])
-        drawn = jnp.where(kept_tokens(logits, rows), noisy, -jnp.inf)
-        return greedy(jnp.where(_column(rows.temperature) == 0, logits, drawn))
+        blocks = draws.split(logits, rows.temperature)
+        floor = _floor(blocks, rows, logits.shape[1])
+        [masses] = draws.block_masses(blocks, [_from(floor)(blocks.logits)])
+        drawn = _draw(blocks, rows, masses, _from(floor), 0)
+        return lax.cond(
+            jnp.any(~blocks.greedy & (rows.top_p < 1)),
+            lambda: _in_nucleus(blocks, rows, floor, masses, drawn),
+            lambda: drawn.tokens[:, 0],
+        )
 
 
 def kept_tokens(logits: Float[Array, "R V"], rows: SamplingRows) -> Bool[Array, "R V"]:
@@ -91,146 +107,150 @@ def kept_tokens(logits: Float[Array, "R V"], rows: SamplingRows) -> Bool[Array, 
 
     min_p keeps the tokens of at least min_p times the highest probability. top_k keeps what ties
     with the k-th logit, too. top_p keeps the smallest set of highest logits, again with all that
-    tie, whose share of the mass left by the other two is at least top_p.
+    tie, whose share of the mass left by the other two is at least top_p. That is: a token stays if
+    the mass of the logits above its own is less than that share.
     """
-    drawn = rows.temperature != 0
-    by_k = drawn & (rows.top_k > 0) & (rows.top_k < logits.shape[1])
-    floor = _if_any(by_k, lambda: _top_k_threshold(logits, rows.top_k))
-    by_p = drawn & (rows.top_p < 1)
-    nucleus = _if_any(by_p, lambda: _top_p_threshold(logits, rows, floor))
-    return _above(logits, rows, jnp.maximum(floor, nucleus))
+    blocks = draws.split(logits, rows.temperature)
+    floor = _floor(blocks, rows, logits.shape[1])
+    [masses] = draws.block_masses(blocks, [_from(floor)(blocks.logits)])
+    share = draws.in_fixed_point(masses).sum().share(rows.top_p)
+    edge = jnp.where(rows.top_p < 1, _nucleus_edge(blocks, share), -jnp.inf)
+    return logits >= _column(jnp.maximum(floor, edge))
 
 
-def _above(
-    logits: Float[Array, "R V"], rows: SamplingRows, floor: UInt32[Array, " R"]
-) -> Bool[Array, "R V"]:
-    """What min_p and a lowest key keep."""
-    probable = _scaled(logits, rows) >= _column(jnp.log(rows.min_p))
-    return probable & (_ordered(logits) >= _column(floor))
-
-
-def _scaled(logits: Float[Array, "R V"], rows: SamplingRows) -> Float[Array, "R V"]:
-    """Logits less the row's highest, divided by temperature: at most 0, so nothing overflows."""
-    highest = jnp.max(logits, axis=1, keepdims=True)
-    shifted = logits - jnp.where(jnp.isfinite(highest), highest, 0)
-    return shifted / _column(jnp.where(rows.temperature == 0, 1, rows.temperature))
+def _floor(blocks: Blocks, rows: SamplingRows, vocab_size: int) -> Float[Array, " R"]:
+    """The lowest logit that min_p and top_k keep; the highest at temperature 0."""
+    # behind a barrier no compiler makes one operation of the product and the sum
+    distance = jnp.where(blocks.greedy, 0, rows.temperature * jnp.log(rows.min_p))
+    floor = blocks.highest + lax.optimization_barrier(distance)
+    by_k = ~blocks.greedy & (rows.top_k > 0) & (rows.top_k < vocab_size)
+    few = by_k & (rows.top_k <= thresholds.FAST_TOP_K)
+    whole = blocks.logits.reshape(len(floor), -1)
+    searches = (
+        (few, lambda: thresholds.kth_largest(blocks.logits, blocks.best, rows.top_k)),
+        (by_k & ~few, lambda: thresholds.kth_largest_of_many(whole, rows.top_k)),
+    )
+    for active, search in searches:
+        floor = jnp.maximum(floor, _if_any(active, search))
+    return floor
 
 
 def _if_any(
-    active: Bool[Array, " R"], search: Callable[[], UInt32[Array, " R"]]
-) -> UInt32[Array, " R"]:
-    """The thresholds of the active rows, 0 for the others; no search where no row is active."""
-    off = jnp.zeros(active.shape, jnp.uint32)
+    active: Bool[Array, " R"], search: Callable[[], Float[Array, " R"]]
+) -> Float[Array, " R"]:
+    """The thresholds of the active rows, -inf for the others; no search where none is active."""
+    off = jnp.full(active.shape, -jnp.inf)
     return lax.cond(jnp.any(active), lambda: jnp.where(active, search(), off), lambda: off)
 
 
-def _ordered(x: Float[Array, "R V"]) -> UInt32[Array, "R V"]:
-    """Keys in the order of the floats: of negative ones all bits are flipped, else the sign bit."""
-    bits = lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)  # -0 is 0
-    sign = jnp.uint32(1 << 31)
-    return jnp.where(bits < sign, bits | sign, ~bits)
+def _from(floor: Float[Array, " R"]) -> draws.Keeps:
+    return lambda logits: logits >= floor[:, None, None]
 
 
-def _search(
-    enough: Callable[[list[UInt32[Array, " R"]]], list[Bool[Array, " R"]]], num_rows: int
-) -> UInt32[Array, " R"]:
-    """The largest 32-bit threshold that is `enough`, which turns from true to false as it grows.
+def _above(pivot: Float[Array, " R"]) -> draws.Keeps:
+    return lambda logits: logits > pivot[:, None, None]
 
-    Found from the highest bit down, a digit of several bits a pass: the digit is the number of
-    thresholds that are enough. Where digits do not divide 32 bits, the last pass overlaps.
+
+def _draw(
+    blocks: Blocks,
+    rows: SamplingRows,
+    masses: Float[Array, "R B"],
+    keeps: draws.Keeps,
+    number: int,
+) -> Draws:
+    """The draws of round `number`, whose noise no other round has."""
+    numbers = jnp.arange(number * _DRAWS, (number + 1) * _DRAWS)
+    # behind barriers the kernels of all rounds are the same, and compile once
+    masses, numbers = lax.optimization_barrier((masses, numbers))
+    noise = draws.exponentials(rows.key, rows.position, numbers, draws.noise_size(blocks))
+    return Draws(*lax.optimization_barrier(draws.draw(blocks, masses, keeps, noise)))
+
+
+class _Row(NamedTuple):
+    """Where the rows of a step are on the way to a token of their nucleus."""
+
+    token: Int[Array, " R"]
+    """Final where not open."""
+    open: Bool[Array, " R"]
+    pivot: Float[Array, " R"]
+    """A logit outside of the nucleus, where open."""
+    masses: Float[Array, "R B"]
+    """Of the logits above the pivot."""
+
+
+def _in_nucleus(
+    blocks: Blocks,
+    rows: SamplingRows,
+    floor: Float[Array, " R"],
+    masses: Float[Array, "R B"],
+    drawn: Draws,
+) -> Int[Array, " R"]:
+    """A token of its nucleus for each row that has top_p, the first draw for the others.
+
+    A draw is in the nucleus if the mass above it is less than top_p of all; if it is not, the next
+    one is drawn from what lies above it. Of 256 rows with top_p=0.8 one needs a second round in
+    some 3 % of steps; the search for the nucleus' edge is for very small top_p.
     """
+    share = draws.in_fixed_point(masses).sum().share(rows.top_p)
+    by_p = ~blocks.greedy & (rows.top_p < 1)
+    state = _test(blocks, share, drawn, drawn.tokens[:, 0], by_p)
 
-    def add_digit(number: Int[Array, ""], found: UInt32[Array, " R"]) -> UInt32[Array, " R"]:
-        shift = jnp.maximum(32 - _DIGIT_BITS * (number + 1), 0).astype(jnp.uint32)
-        steps = jnp.arange(1, 1 << _DIGIT_BITS, dtype=jnp.uint32) << shift
-        # behind a barrier the kernels of all passes are the same, and compile once
-        tested = lax.optimization_barrier(found[None, :] + steps[:, None])
-        digit = sum(passed.astype(jnp.uint32) for passed in enough(list(tested)))
-        return found + (digit << shift)
+    def go_on(state: _Row) -> Int[Array, " R"]:
+        for number in (1, 2):
+            drawn = _draw(blocks, rows, state.masses, _above(state.pivot), number)
+            state = _test(blocks, share, drawn, state.token, state.open)
+        return lax.cond(jnp.any(state.open), search, lambda state: state.token, state)
 
-    def passes(unroll: bool) -> Callable[[UInt32[Array, " R"]], UInt32[Array, " R"]]:
-        count = math.ceil(32 / _DIGIT_BITS)
-        return lambda found: lax.fori_loop(0, count, add_digit, found, unroll=unroll)
+    def search(state: _Row) -> Int[Array, " R"]:
+        keeps = _from(jnp.maximum(floor, _nucleus_edge(blocks, share)))
+        [masses] = draws.block_masses(blocks, [keeps(blocks.logits)])
+        drawn = _draw(blocks, rows, masses, keeps, 3)
+        return jnp.where(state.open, drawn.tokens[:, 0], state.token)
 
-    # a loop would split the CUDA graph of the step; elsewhere it halves the time to compile
-    start = jnp.zeros(num_rows, jnp.uint32)
-    return lax.platform_dependent(start, cuda=passes(True), default=passes(False))
-
-
-def _row_sums(arrays: Sequence[Int[Array, "R V"]]) -> Sequence[Int[Array, " R"]]:
-    """The row sums of several arrays by one reduction, so that the vocabulary is read once."""
-    zeros = [jnp.zeros((), a.dtype) for a in arrays]
-    return lax.reduce(arrays, zeros, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], (1,))
+    return lax.cond(jnp.any(state.open), go_on, lambda state: state.token, state)
 
 
-def _top_k_threshold(logits: Float[Array, "R V"], k: Int[Array, " R"]) -> UInt32[Array, " R"]:
-    """The k-th largest key of each row, k from 1 to V."""
-    keys = _ordered(logits)
+def _test(
+    blocks: Blocks, share: Mass, drawn: Draws, token: Int[Array, " R"], still: Bool[Array, " R"]
+) -> _Row:
+    """Gives the rows that are open still the first draw that is in their nucleus, if one is."""
+    pivots = _rising(drawn)
+    logits = jnp.stack([pivot for pivot, _ in pivots])
+    masses = draws.block_masses(blocks, [_above(pivot)(blocks.logits) for pivot in logits])
+    outside = draws.in_fixed_point(jnp.stack(masses, 1)).sum().at_least(share.column())
+    for number, (_, drawn_token) in enumerate(pivots):
+        token = jnp.where(still & ~outside[:, number], drawn_token, token)
+        still = still & outside[:, number]
+    return _Row(*lax.optimization_barrier((token, still, logits[-1], masses[-1])))
 
-    def enough(thresholds: list[UInt32[Array, " R"]]) -> list[Bool[Array, " R"]]:
-        counts = _row_sums([(keys >= _column(t)).astype(jnp.int32) for t in thresholds])
-        return [count >= k for count in counts]
 
-    return _search(enough, logits.shape[0])
+def _rising(drawn: Draws) -> list[tuple[Float[Array, " R"], Int[Array, " R"]]]:
+    """The first draws that each exceed all before them; the last again where there are fewer.
 
-
-def _top_p_threshold(
-    logits: Float[Array, "R V"], rows: SamplingRows, floor: UInt32[Array, " R"]
-) -> UInt32[Array, " R"]:
-    """The highest key such that what is kept from it up has a share of top_p of all that is kept.
-
-    Probabilities are rounded to fixed point in two limbs, each short enough for V of them to sum
-    within 32 bits. The unit is 2^-30 of the highest one at V = 128256: as fine as float32 sums are.
+    Only these need a test: a draw that is below an earlier one is outside if that one is.
     """
-    keys = _ordered(logits)
-    weights = jnp.where(_above(logits, rows, floor), jnp.exp(_scaled(logits, rows)), 0)
-    bits = min(16, 32 - (logits.shape[1] - 1).bit_length())
-    almost_one = math.ldexp(1 - 2**-24, 2 * bits)  # the last float32 below 2^(2 bits)
-    fixed = lax.optimization_barrier(jnp.round(weights * almost_one).astype(jnp.uint32))
-    low_mask = jnp.uint32((1 << bits) - 1)
-
-    def mass(thresholds: list[UInt32[Array, " R"]]) -> list[_Mass]:
-        above = [jnp.where(keys >= _column(t), fixed, 0) for t in thresholds]
-        sums = _row_sums([a >> bits for a in above] + [a & low_mask for a in above])
-        highs, lows = sums[: len(above)], sums[len(above) :]
-        return [(h + (low >> bits), low & low_mask) for h, low in zip(highs, lows, strict=True)]
-
-    [total] = mass([jnp.zeros_like(floor)])
-    share = _share(total, rows.top_p, bits)
-
-    def enough(thresholds: list[UInt32[Array, " R"]]) -> list[Bool[Array, " R"]]:
-        return [_at_least(m, share) for m in mass(thresholds)]
-
-    return _search(enough, logits.shape[0])
+    columns = list(zip(drawn.logits.T, drawn.tokens.T, strict=True))
+    pivots = columns[:1] * _PIVOTS
+    number = jnp.zeros(len(drawn.tokens), jnp.int32)
+    for logit, token in columns[1:]:
+        higher = logit > pivots[-1][0]
+        number = number + higher.astype(jnp.int32)
+        for place in range(1, _PIVOTS):
+            new = higher & (number <= place)
+            before = pivots[place]
+            pivots[place] = jnp.where(new, logit, before[0]), jnp.where(new, token, before[1])
+    return pivots
 
 
-def _at_least(mass: _Mass, other: _Mass) -> Bool[Array, " R"]:
-    return (mass[0] > other[0]) | ((mass[0] == other[0]) & (mass[1] >= other[1]))
+def _nucleus_edge(blocks: Blocks, share: Mass) -> Float[Array, " R"]:
+    """The highest logit such that what is kept from it upwards has at least the share."""
 
+    def enough(tested: list[Float[Array, " R"]]) -> list[Bool[Array, " R"]]:
+        masses = draws.block_masses(blocks, [_from(t)(blocks.logits) for t in tested])
+        enough = draws.in_fixed_point(jnp.stack(masses, 1)).sum().at_least(share.column())
+        return list(enough.T)
 
-def _share(total: _Mass, share: Float[Array, " R"], bits: int) -> _Mass:
-    """A share of a mass, to float32's precision; at least one unit, so that a token stays."""
-    high, low = (limb.astype(jnp.float32) for limb in total)
-    wanted = share * (high * 2.0**bits + low)
-    wanted_high = jnp.floor(wanted * 2.0**-bits)
-    wanted_low = jnp.maximum(jnp.ceil(wanted - wanted_high * 2.0**bits), 1)
-    return wanted_high.astype(jnp.uint32), wanted_low.astype(jnp.uint32)
-
-
-def _gumbel(rows: SamplingRows, size: int) -> Float[Array, "R {size}"]:
-    """Standard Gumbel noise, each row from its own key and position.
-
-    From 32 random bits and by log1p, so that the high end, which decides who wins, is not coarse:
-    a token of probability 2^-28 is still drawn as often as it should be.
-    """
-
-    def draw(key: UInt32[Array, "2"], position: Int[Array, ""]) -> Float[Array, "{size}"]:
-        folded = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), position)
-        bits = jax.random.bits(folded, (size,), jnp.uint32)
-        uniform = jnp.minimum((bits.astype(jnp.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
-        return -jnp.log(-jnp.log1p(-uniform))
-
-    return jax.vmap(draw)(rows.key, rows.position)
+    return thresholds.search(enough, len(share.high))
 
 
 def adjust(
@@ -241,7 +261,7 @@ def adjust(
 ) -> Float[Array, "R V"]:
     """Adds the bias (-inf forbids), then applies the repetition, frequency and presence penalties.
 
-    `counts` is (occurrences in the output << 1) | (1 if in the prompt, else 0), int32: repetition
+    `counts` is (occurrences in the output << 1) | (1 if in the prompt, else 0): repetition
     reads both, frequency and presence the output only. Logits and counts that meet neutral
     parameters and a bias of 0 come back bitwise the same.
     """
@@ -249,11 +269,11 @@ def adjust(
         # neutral values are skipped: even adding 0 changes -0 and subnormal numbers
         logits = jnp.where(bias == 0, logits, logits + bias)
         repetition = _column(rows.repetition)
-        penalized = jnp.where(logits > 0, logits / repetition, logits * repetition)
+        penalized = logits * jnp.where(logits > 0, _column(1 / rows.repetition), repetition)
         logits = jnp.where((counts > 0) & (repetition != 1), penalized, logits)
         occurrences = (counts >> 1).astype(jnp.float32)
         penalty = _column(rows.frequency) * occurrences
-        penalty = penalty + _column(rows.presence) * jnp.minimum(occurrences, 1)
+        penalty = penalty + jnp.where(occurrences > 0, _column(rows.presence), 0)
         return jnp.where(penalty == 0, logits, logits - penalty)
 
 
@@ -265,9 +285,11 @@ def update_counts(
 ) -> Int[Array, "slots V"]:
     """Counts one more occurrence in the output for every valid row, as `adjust` reads it.
 
-    `slots` are from 0 to slots - 1; what stands in rows that are not valid changes nothing.
+    `slots` are from 0 to slots - 1; what stands in rows that are not valid changes nothing. A count
+    that has no room for one more stays.
     """
-    return counts.at[slots, tokens].add(jnp.where(valid, 2, 0).astype(counts.dtype))
+    room = counts[slots, tokens] < jnp.iinfo(counts.dtype).max - 1
+    return counts.at[slots, tokens].add(jnp.where(valid & room, 2, 0).astype(counts.dtype))
 
 
 def logprobs(raw_logits: Float[Array, "R V"], tokens: Int[Array, " R"], k: int) -> LogprobResult:

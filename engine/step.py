@@ -34,7 +34,7 @@ def make_step(
 ) -> Callable[..., tuple[DeviceState, TokenTables | None, StepOutput]]:
     """The function `program` compiles: (params, state, tables, packed) -> (state, tables, output).
 
-    Donates `state` and `tables`; `tables` is None unless the variant is FULL. `packed` is what
+    Donates `state` and `tables`; `tables` is None below the variant PENALIZED. `packed` is what
     `BatchBuilder.build` wrote for this program.
     """
     layout = Layout.of(program, page_size)
@@ -59,7 +59,9 @@ def make_step(
         with jax.named_scope("logits"):
             logits = model.logits(row_hidden)
         with jax.named_scope("sample"):
-            sampled, logprobs, tables = _sample(program.variant, logits, rows, tables, top_logprobs)
+            sampled, logprobs, tables = pick_tokens(
+                program.variant, logits, rows, tables, top_logprobs
+            )
         samples = rows[:, RowField.SAMPLES] == 1
         written = jnp.where(samples, slots, state.last_token.shape[0] - 1)
         last_token = state.last_token.at[written].set(sampled)
@@ -101,6 +103,7 @@ def token_batch(
         lengths=lengths,
         query_starts=query_starts,
         decode=program.decode,
+        one_path=program.one_path,
     )
 
 
@@ -127,22 +130,43 @@ def sampling_rows(rows: Int[Array, "R fields"]) -> sampler.SamplingRows:
     )
 
 
-def _sample(
+def pick_tokens(
     variant: Variant,
     logits: Float[Array, "R V"],
     rows: Int[Array, "R fields"],
     tables: TokenTables | None,
     top_logprobs: int,
 ) -> tuple[Int[Array, " R"], sampler.LogprobResult | None, TokenTables | None]:
+    """Tokens, log-probabilities (FULL alone) and the tables, which count the tokens.
+
+    `rows` is the row table of a step; `tables` is None below the variant PENALIZED.
+    """
     if variant == Variant.GREEDY:
         return sampler.greedy(logits), None, None
     settings = sampling_rows(rows)
     if variant == Variant.SAMPLED or tables is None:
         return sampler.sample(logits, settings), None, None
-    slots = rows[:, RowField.SLOT]
-    adjusted = sampler.adjust(logits, settings, tables.counts[slots], tables.bias[slots])
-    tokens = sampler.sample(adjusted, settings)
+    tokens = sampler.sample(_adjusted(logits, rows, settings, tables), settings)
     samples = rows[:, RowField.SAMPLES] == 1
-    counts = sampler.update_counts(tables.counts, slots, tokens, samples)
-    logprobs = sampler.logprobs(logits, tokens, top_logprobs)
-    return tokens, logprobs, dataclasses.replace(tables, counts=counts)
+    counts = sampler.update_counts(tables.counts, rows[:, RowField.SLOT], tokens, samples)
+    tables = dataclasses.replace(tables, counts=counts)
+    if variant == Variant.PENALIZED:
+        return tokens, None, tables
+    return tokens, sampler.logprobs(logits, tokens, top_logprobs), tables
+
+
+def _adjusted(
+    logits: Float[Array, "R V"],
+    rows: Int[Array, "R fields"],
+    settings: sampler.SamplingRows,
+    tables: TokenTables,
+) -> Float[Array, "R V"]:
+    """Logits with bias and penalties.
+
+    Rows that have none read the null slot: it stays in the GPU's cache, and what an earlier owner
+    left in the tables does not matter.
+    """
+    slots, null_slot = rows[:, RowField.SLOT], tables.counts.shape[0] - 1
+    counted = jnp.where(settings.penalized, slots, null_slot)
+    biased = jnp.where(rows[:, RowField.BIASED] == 1, slots, null_slot)
+    return sampler.adjust(logits, settings, tables.counts[counted], tables.bias[biased])

@@ -9,9 +9,13 @@ if TYPE_CHECKING:
 
 
 def counts_row(sequence: "Sequence", vocab_size: int) -> np.ndarray:
-    """int32 [V]: twice the times a token was output, plus 1 where the prompt has it."""
+    """uint16 [V]: twice the times a token was output, plus 1 where the prompt has it.
+
+    More than 32,767 times count as that many.
+    """
     start = sequence.prompt_len
-    row = 2 * np.bincount(sequence.tokens[start:], minlength=vocab_size).astype(np.int32)
+    output = np.bincount(sequence.tokens[start:], minlength=vocab_size)
+    row = 2 * np.minimum(output, np.iinfo(np.uint16).max // 2).astype(np.uint16)
     row[np.unique(sequence.tokens[:start])] += 1
     return row
 

@@ -3,13 +3,13 @@
 import functools
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ..pallas_kernels import paged_decode, paged_prefill, reference
+from ..pallas_kernels import hopper_decode, hopper_prefill, kv_write, reference
 from .batch import TokenBatch
 from .layers import precision
 
@@ -47,31 +47,79 @@ def attend(
     """
     if cache is None or batch is None:
         return causal(q, k, v, scale=scale, window=window, soft_cap=soft_cap), None
-    k_pool, v_pool = (write(p, x, batch.write_index) for p, x in zip(cache, (k, v), strict=True))
-    paged = _paged(jax.default_backend(), str(k_pool.dtype), q.shape[-1], q.shape[1] // k.shape[1])
-    pages = (k_pool, v_pool, batch.page_table, batch.lengths)
+    size, stored = q.shape[-1], cache[0].shape[-1]
+    q, k, v = (_widen(x, stored) for x in (q, k, v))
+    paged = _paged(jax.default_backend(), str(cache[0].dtype), size, q.shape[1] // k.shape[1])
+    cache = paged.write(*cache, k, v, batch.write_index)
     options = {"scale": scale, "window": window, "soft_cap": soft_cap}
     if batch.decode:
-        return paged.decode(q, *pages, **options), (k_pool, v_pool)
-    return paged.prefill(q, *pages, batch.query_starts, **options), (k_pool, v_pool)
+        out = paged.decode(q, *cache, batch.page_table, batch.lengths, **options)
+    else:
+        out = _mixed(paged, q, cache, batch, **options)
+    return out[..., :size], cache
+
+
+class PoolLayout(NamedTuple):
+    """What suits the attention that will read a pool."""
+
+    head_dim: int
+    """The model's, or the next one that the kernels know."""
+    page_size: int
+    """Tokens. Kernels copy page by page: large pages take fewer copies."""
+
+
+def pool_layout(backend: str, dtype: str, head_dim: int, groups: int) -> PoolLayout:
+    """The pool's layout for heads of `head_dim`, `groups` query heads a KV head."""
+    if _why_not(backend, dtype, head_dim, groups) is not None:
+        return PoolLayout(head_dim, 16)
+    return PoolLayout(next(size for size in _SIZES if size >= head_dim), 64)
+
+
+def _widen(x: Float[Array, "T H D"], size: int) -> Float[Array, "T H {size}"]:
+    """Heads with zeros behind them, which change no product."""
+    missing = size - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, missing))) if missing else x
 
 
 class _Paged(NamedTuple):
     """Attention over pages, by the signatures of `pallas_kernels.reference`."""
 
+    write: Callable[..., LayerCache]
     decode: Callable[..., Array]
     prefill: Callable[..., Array]
 
 
-_TWINS = _Paged(reference.paged_decode, reference.paged_prefill)
-_KERNELS = _Paged(paged_decode.paged_decode, paged_prefill.paged_prefill)
+def _mixed(
+    paged: _Paged, q: Float[Array, "T Hq D"], cache: LayerCache, batch: TokenBatch, **options: Any
+) -> Float[Array, "T Hq D"]:
+    """The first rows, while they have one query each, go to `decode`, and the rest to `prefill`.
+
+    `prefill` walks through the keys of a row in order, which takes long for one query over a long
+    context, and its tiles are mostly empty for such a row.
+    """
+    table, lengths, starts = batch.page_table, batch.lengths, batch.query_starts
+    if batch.one_path:
+        return paged.prefill(q, *cache, table, lengths, starts, **options)
+    rows = lengths.shape[0]
+    number = jnp.arange(rows)
+    single = (starts[:-1] == number) & (starts[1:] == number + 1)
+    out = paged.prefill(q, *cache, table, lengths, starts, skip=single, **options)
+    lengths = jnp.where(single, lengths, 0)
+    decoded = paged.decode(q[:rows], *cache, table, lengths, **options)
+    return out.at[:rows].set(jnp.where(single[:, None, None], decoded, out[:rows]))
+
+
+_TWINS = _Paged(reference.kv_write, reference.paged_decode, reference.paged_prefill)
+_KERNELS = _Paged(kv_write.kv_write, hopper_decode.paged_decode, hopper_prefill.paged_prefill)
+_SIZES = (64, 96, 128, 256)
+"""Head sizes the kernels know; others are padded to the next."""
 
 
 @functools.cache
 def _paged(backend: str, dtype: str, size: int, groups: int) -> _Paged:
     """The kernels where they can run, else their twins; says once which, and why."""
     reason = _why_not(backend, dtype, size, groups)
-    name = "GPU kernels" if reason is None else f"the plain reference, since {reason}"
+    name = "Hopper kernels" if reason is None else f"the plain reference, since {reason}"
     log.info("attention over %s pages, heads of %d: %s", dtype, size, name)
     return _KERNELS if reason is None else _TWINS
 
@@ -80,30 +128,18 @@ def _why_not(backend: str, dtype: str, size: int, groups: int) -> str | None:
     """What keeps the kernels from running; None where nothing does."""
     if backend != "gpu":
         return f"JAX runs on {backend}"
-    if jax.__version_info__ < (0, 11):
-        return f"the kernels need jax 0.11, this is {jax.__version__}"
+    if jax.__version_info__ < (0, 11, 2):
+        return f"the kernels need jax 0.11.2, this is {jax.__version__}"
     capability = getattr(jax.devices()[0], "compute_capability", "0")
-    if float(capability) < 8:
-        return f"the GPU's compute capability is {capability}, the kernels need 8.0"
+    if int(float(capability)) != 9:
+        return f"the kernels are for compute capability 9 (Hopper), this GPU has {capability}"
     if dtype not in ("bfloat16", "float16"):
         return f"the kernels know bfloat16 and float16, not {dtype}"
-    if size not in (64, 128, 256):
-        return f"the kernels know heads of 64, 128 and 256, not {size}"
+    if size > _SIZES[-1]:
+        return f"the kernels know heads of at most {_SIZES[-1]}, not {size}"
     if groups > 16:
         return f"the kernels know up to 16 query heads a KV head, not {groups}"
     return None
-
-
-def write(
-    pool: Float[Array, "P S Hkv D"], rows: Float[Array, "T Hkv D"], index: Int[Array, " T"]
-) -> Float[Array, "P S Hkv D"]:
-    """The pool with `rows` at the token slots `index` (page * S + offset), in the pool's type.
-
-    Slots of the null page may occur twice, so the scatter makes no promise of uniqueness.
-    """
-    slots = pool.reshape(-1, *pool.shape[2:])
-    slots = slots.at[index].set(rows.astype(pool.dtype), mode="promise_in_bounds")
-    return slots.reshape(pool.shape)
 
 
 def causal(

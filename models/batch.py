@@ -31,3 +31,5 @@ class TokenBatch:
     """Row r owns the tokens query_starts[r] to query_starts[r + 1]; padding rows repeat the end."""
     decode: bool = dataclasses.field(metadata={"static": True})
     """True where every row has exactly one token: T == R and rows == arange(R). Static."""
+    one_path: bool = dataclasses.field(default=False, metadata={"static": True})
+    """True where every row of a mixed step must take the same way, whatever it is. Static."""

@@ -1,9 +1,9 @@
 """Attention over a pool of KV pages in plain `jnp`. These functions define the kernels.
 
-Both are the online softmax of FlashAttention (arXiv:2205.14135), blockwise over the pages of a
-row, so that temporaries depend neither on the pool nor on the context. Letters: R rows, T query
-tokens, P pages in the pool, S tokens per page, M pages per row, Hq query heads, Hkv KV heads,
-D head size, K tokens of a block of keys, N queries of one KV head in a tile.
+The two that attend are the online softmax of FlashAttention (arXiv:2205.14135), blockwise over the
+pages of a row, so that temporaries depend neither on the pool nor on the context. Letters: R rows,
+T query tokens, P pages in the pool, S tokens per page, M pages per row, Hq query heads, Hkv KV
+heads, D head size, K tokens of a block of keys, N queries of one KV head in a tile.
 
 What the pool holds outside the first `lengths[r]` tokens of a row never reaches the result, not
 even where it is NaN.
@@ -83,6 +83,28 @@ def _gather(
     return pool[row[columns]].reshape(-1, *pool.shape[2:])
 
 
+def kv_write(
+    k_pool: Float[Array, "P S Hkv D"],
+    v_pool: Float[Array, "P S Hkv D"],
+    k: Float[Array, "T Hkv D"],
+    v: Float[Array, "T Hkv D"],
+    index: Int[Array, " T"],
+) -> tuple[Float[Array, "P S Hkv D"], Float[Array, "P S Hkv D"]]:
+    """The pools with k and v, in the pools' type, at the token slots `index` (page * S + offset).
+
+    Slots of the null page may occur more than once: then one of their tokens stays.
+    """
+    return _write(k_pool, k, index), _write(v_pool, v, index)
+
+
+def _write(
+    pool: Float[Array, "P S Hkv D"], rows: Float[Array, "T Hkv D"], index: Int[Array, " T"]
+) -> Float[Array, "P S Hkv D"]:
+    slots = pool.reshape(-1, *pool.shape[2:])
+    slots = slots.at[index].set(rows.astype(pool.dtype), mode="promise_in_bounds")
+    return slots.reshape(pool.shape)
+
+
 def paged_decode(
     q: Float[Array, "R Hq D"],
     k_pool: Float[Array, "P S Hkv D"],
@@ -149,12 +171,12 @@ class _Rows(NamedTuple):
         rows = jnp.searchsorted(self.query_starts[1:], tokens, side="right")
         return rows.astype(tokens.dtype)
 
-    def next_ragged(self) -> Int[Array, " R+1"]:
-        """For each row, the first one from there on with more than one query; R is none."""
+    def next_wanted(self, skip: Bool[Array, " R"] | None) -> Int[Array, " R+1"]:
+        """For each row, the first one from there on with a query, skipped ones aside; R is none."""
         count = self.lengths.shape[0]
         rows = jnp.arange(count + 1, dtype=self.lengths.dtype)
-        ragged = jnp.append(self.counts > 1, True)
-        return jax.lax.cummin(jnp.where(ragged, rows, count), reverse=True)
+        wanted = self.counts > 0 if skip is None else (self.counts > 0) & ~skip
+        return jax.lax.cummin(jnp.where(jnp.append(wanted, True), rows, count), reverse=True)
 
 
 def paged_prefill(
@@ -168,15 +190,18 @@ def paged_prefill(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    skip: Bool[Array, " R"] | None = None,
 ) -> Float[Array, "T Hq D"]:
     """Causal attention of ragged rows: the newest tokens of each row over all of its tokens.
 
     Row r owns the queries query_starts[r] to query_starts[r + 1]; the last of them stands at
-    position lengths[r] - 1. Queries behind query_starts[R] are padding and give zeros. The other
-    arguments are those of `paged_decode`.
+    position lengths[r] - 1. Queries behind query_starts[R] are padding and give zeros. They go in
+    tiles, one after the other, each over the blocks of keys it can see.
 
-    Rows of one query go through `paged_decode`. The others go in tiles of queries, one after the
-    other, each over the blocks of keys it can see.
+    Args:
+        skip: rows to leave out; their results are undefined.
+
+    The other arguments are those of `paged_decode`.
     """
     rows = _Rows(page_table, lengths, query_starts)
     options = _Options(scale, window, soft_cap)
@@ -184,22 +209,9 @@ def paged_prefill(
     padding = -q.shape[0] % tile
     queries = jnp.pad(q, ((0, padding), (0, 0), (0, 0))).reshape(-1, tile, *q.shape[1:])
     tokens = jnp.arange(q.shape[0] + padding, dtype=lengths.dtype).reshape(-1, tile)
-    attend = functools.partial(_attend_tile, rows, rows.next_ragged(), k_pool, v_pool, options)
+    attend = functools.partial(_attend_tile, rows, rows.next_wanted(skip), k_pool, v_pool, options)
     out = jax.lax.map(lambda args: attend(*args), (queries, tokens))
-    out = out.reshape(-1, *q.shape[1:])[: q.shape[0]]
-
-    single = rows.counts == 1
-    alone = paged_decode(
-        q[query_starts[:-1]],
-        k_pool,
-        v_pool,
-        page_table,
-        jnp.where(single, lengths, 0),
-        **options._asdict(),
-    )
-    row = rows.of(tokens.reshape(-1)[: q.shape[0]])
-    from_alone = jnp.append(single, False)[row]
-    return jnp.where(from_alone[:, None, None], alone[jnp.minimum(row, single.shape[0] - 1)], out)
+    return out.reshape(-1, *q.shape[1:])[: q.shape[0]]
 
 
 class _Options(NamedTuple):
@@ -210,14 +222,14 @@ class _Options(NamedTuple):
 
 def _attend_tile(
     rows: _Rows,
-    next_ragged: Int[Array, " R+1"],
+    next_wanted: Int[Array, " R+1"],
     k_pool: Float[Array, "P S Hkv D"],
     v_pool: Float[Array, "P S Hkv D"],
     options: _Options,
     queries: Float[Array, "N Hq D"],
     tokens: Int[Array, " N"],
 ) -> Float[Array, "N Hq D"]:
-    """One tile of queries over the pairs of ragged row and key block that it can see."""
+    """One tile of queries over the pairs of row and key block that it can see."""
     pages = max(1, max(_SMALLEST_TILE, tokens.shape[0]) // k_pool.shape[1])
     size = pages * k_pool.shape[1]
     tile = _Tile.of(tokens, rows)
@@ -234,11 +246,11 @@ def _attend_tile(
         k, v = (_gather(pool, table, block, pages) for pool in (k_pool, v_pool))
         state = _absorb(state, q, k, v, visible, options.scale, options.soft_cap)
         done = (block + 1) * size > tile.latest(row)
-        following = next_ragged[row + 1]
+        following = next_wanted[row + 1]
         first = tile.earliest(following, options.window) // size
         return jnp.where(done, following, row), jnp.where(done, first, block + 1), state
 
-    row = next_ragged[tile.rows[0]]
+    row = next_wanted[tile.rows[0]]
     carry = (row, tile.earliest(row, options.window) // size, _Softmax.start(q))
     _, _, state = jax.lax.while_loop(lambda carry: carry[0] <= tile.last_row, step, carry)
     out = state.result().reshape(-1, count, groups, width).swapaxes(0, 1)
@@ -282,3 +294,26 @@ class _Tile(NamedTuple):
         distance = self.positions[:, None] - keys[None, :]
         visible = (distance >= 0) & (self.rows == row)[:, None]
         return visible if window is None else visible & (distance < window)
+
+
+def matmul(
+    x: Float[Array, "T E"],
+    w: Float[Array, "O E"],
+    *,
+    residual: Float[Array, "T O"] | None = None,
+    out_dtype: jnp.dtype | None = None,
+) -> Float[Array, "T O"]:
+    """x times the transpose of w, plus the residual: all in float32, then as out_dtype or as x."""
+    y = _dot("te,oe->to", x, w)
+    if residual is not None:
+        y += residual.astype(jnp.float32)
+    return y.astype(out_dtype or x.dtype)
+
+
+def gated_matmul(
+    x: Float[Array, "T E"], w: Float[Array, "2 F E"], *, activation: str
+) -> Float[Array, "T F"]:
+    """The activation ("silu" or "gelu_tanh") of x times w[0], times x times w[1]; as `matmul`."""
+    activate = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}[activation]
+    gate, up = _dot("te,nfe->ntf", x, w)
+    return (activate(gate) * up).astype(x.dtype)

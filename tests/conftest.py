@@ -13,6 +13,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "HF_HUB_OFFLINE": "1",
+        "NPROC": "16",  # XLA's threads: one blocks while a warpgroup of Mosaic's interpreter waits
     }
     import jax
 

@@ -1,10 +1,13 @@
 """A tiny model folder for tests of the engine: random weights, a real tokenizer."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -62,6 +65,13 @@ def _weights(vocab: int) -> dict[str, np.ndarray]:
         name: (rng.normal(size=shape) * 0.3 + ("norm" in name)).astype(np.float32)
         for name, shape in shapes.items()
     }
+
+
+def poison_pool(engine: Engine) -> None:
+    """Fills every page, the null page included, with NaN."""
+    runner = engine._running.runner
+    cache = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), runner._state.cache)
+    runner._state = dataclasses.replace(runner._state, cache=cache)
 
 
 @pytest.fixture(scope="session")

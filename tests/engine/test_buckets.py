@@ -1,5 +1,7 @@
 """The ladders of compiled shapes."""
 
+import itertools
+
 import pytest
 
 from quire.engine.buckets import Buckets, Program, Variant
@@ -10,6 +12,22 @@ def test_ladders_end_at_the_limits() -> None:
     assert buckets.decode_rows == (1, 2, 4, 8, 16, 32, 48)
     assert buckets.mixed_tokens == (64, 128, 256, 512, 1000)
     assert Buckets(4, 32).mixed_tokens == (32,)
+
+
+def test_fine_ladders_take_smaller_steps_where_rows_cost_time() -> None:
+    rows = Buckets(512, 8192, fine=True).decode_rows
+    assert rows[:8] == (1, 2, 4, 8, 16, 32, 64, 80)
+    assert rows[-4:] == (320, 384, 448, 512)
+    assert all(later <= 1.25 * one for one, later in itertools.pairwise(rows) if one >= 64)
+    assert Buckets(100, 8192, fine=True).decode_rows[-3:] == (80, 96, 100)
+    assert Buckets(3, 8192, fine=True).decode_rows == (1, 2, 3)
+
+
+def test_one_program_serves_everything() -> None:
+    buckets = Buckets(8, 64, one_program=True)
+    [program] = buckets.programs()
+    assert program == Program(False, 64, 8, Variant.FULL, one_path=True)
+    assert buckets.decode(1, Variant.GREEDY) == buckets.mixed(5, Variant.SAMPLED) == program
 
 
 @pytest.mark.parametrize(("rows", "fits"), [(1, 1), (3, 4), (33, 48), (48, 48)])
@@ -38,4 +56,4 @@ def test_every_batch_within_the_limits_has_a_planned_program() -> None:
         assert {buckets.decode(rows, variant) for rows in range(1, 9)} <= planned
         assert {buckets.mixed(tokens, variant) for tokens in range(1, 101)} <= planned
     assert buckets.largest in planned
-    assert len(planned) == len(buckets.programs()) == 3 * (4 + 2)
+    assert len(planned) == len(buckets.programs()) == 4 * (4 + 2)

@@ -13,7 +13,7 @@ import pytest
 import quire
 from quire import LLM, Engine, RequestOutputKind, SamplingParams
 from quire.errors import EngineClosedError, MemoryBudgetError, OptionError, PromptError
-from tests.engine.conftest import SMALL
+from tests.engine.conftest import SMALL, poison_pool
 
 PROMPTS = ["The capital of France is", "Hello, my name is", "One", "two words and more of them"]
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -68,6 +68,16 @@ def test_several_outputs_share_their_prompt(engine: Engine) -> None:
     assert len({tuple(one.token_ids) for one in output.outputs}) > 1
     hits = engine.stats().prefix_cache_hit_tokens - before.prefix_cache_hit_tokens
     assert hits == 2 * 48  # three full pages, for the second and the third output
+
+
+def test_recycled_pages_may_hold_nan(engine: Engine) -> None:
+    """Whatever a page held before, and what padding wrote to the null page, nobody reads it."""
+    prompts = [[5] * 3, [7, 3, 9] * 20, list(range(1, 40))]
+    engine.reset_prefix_cache()
+    before = tokens(engine.generate(prompts, GREEDY, use_tqdm=False))
+    engine.reset_prefix_cache()
+    poison_pool(engine)
+    assert tokens(engine.generate(prompts, GREEDY, use_tqdm=False)) == before
 
 
 def test_a_cached_prefix_changes_nothing(engine: Engine) -> None:
@@ -176,8 +186,14 @@ def test_tokens_can_be_allowed_favoured_and_forbidden(engine: Engine) -> None:
     biased = SamplingParams(temperature=1, seed=0, logit_bias={77: 100})
     assert set(tokens(engine.generate(PROMPTS, biased))[0]) == {77}
     # The slots just biased serve plain requests beside one that needs the tables.
-    plain = [GREEDY, GREEDY, GREEDY, SamplingParams(temperature=0, max_tokens=12, logprobs=0)]
-    assert tokens(engine.generate(PROMPTS, plain)) == tokens(engine.generate(PROMPTS, GREEDY))
+    expected = tokens(engine.generate(PROMPTS, GREEDY))
+    for other in (
+        SamplingParams(temperature=0, max_tokens=12, logprobs=0),
+        SamplingParams(temperature=0, max_tokens=12, logit_bias={77: 100}),
+        SamplingParams(temperature=0, max_tokens=12, presence_penalty=1),
+    ):
+        plain = tokens(engine.generate(PROMPTS, [GREEDY, GREEDY, GREEDY, other]))
+        assert plain[:3] == expected[:3]
 
 
 def test_bad_words_of_several_tokens_never_appear(engine: Engine) -> None:

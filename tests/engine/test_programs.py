@@ -30,7 +30,7 @@ class Compiler:
         compiler = self
 
         class Lowered:
-            def compile(self) -> Callable[[], Any]:
+            def compile(self, compiler_options: Any = None) -> Callable[[], Any]:
                 compiler.order.append(key)
                 if key in compiler.held:
                     compiler.held[key].wait(10)

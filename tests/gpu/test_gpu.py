@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 from quire import Engine, SamplingParams
+from quire.engine.buckets import Variant
+from quire.engine.memory import temporaries
+from tests.deterministic import check_mixes
+from tests.engine.conftest import poison_pool
 
 pytestmark = pytest.mark.gpu
 MODELS = Path(__file__).parents[1] / "fixtures" / "models"
@@ -92,6 +96,56 @@ def test_kernels_in_bfloat16_agree_with_float32(tmp_path: Path) -> None:
             entries = zip(prompt[1:], (whole.prompt_logprobs or [])[1:], strict=True)
             found.append([(entry or {})[token].logprob for token, entry in entries])
     assert np.abs(np.subtract(*found)).max() < 0.05
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers with the heads of an 8B model, so that the Hopper kernels run."""
+    folder = tmp_path_factory.mktemp("llama")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 2048,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_deterministic_results_are_the_same_in_200_mixes(llama_folder: Path) -> None:
+    options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True}
+    with Engine(llama_folder, deterministic=True, **options) as engine:
+        check_mixes(engine, mixes=200, vocab_size=2048, longest=300)
+
+
+def test_recycled_pages_may_hold_nan(llama_folder: Path) -> None:
+    options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True}
+    prompts = [[5] * 3, [7, 3, 9] * 90, list(range(1, 100))]
+    params = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)
+    with Engine(llama_folder, **options) as engine:
+        before = engine.generate(prompts, params, use_tqdm=False)
+        engine.reset_prefix_cache()
+        poison_pool(engine)
+        after = engine.generate(prompts, params, use_tqdm=False)
+    assert [o.outputs[0].token_ids for o in before] == [o.outputs[0].token_ids for o in after]
+
+
+def test_no_program_has_more_temporaries_than_the_plan(llama_folder: Path) -> None:
+    options = {**SMALL, "max_num_batched_tokens": 2048, "max_num_seqs": 64}
+    with Engine(llama_folder, load_format="dummy", skip_tokenizer_init=True, **options) as engine:
+        parts = engine._running
+        config = parts.runner._config
+        planned = temporaries(parts.spec, config)
+        for program in (config.buckets.largest, config.buckets.decode(64, Variant.FULL)):
+            memory = parts.runner.programs.exactly(program).memory_analysis()
+            assert memory.temp_size_in_bytes <= planned
 
 
 def test_close_gives_the_memory_back() -> None:

@@ -3,10 +3,12 @@
     python benchmarks/kernels.py [--twin]
 
 Shape of Llama-3.1-8B's attention, bfloat16, pages of 16 tokens in random order. Decode is given in
-TB/s of K and V read, prefill in TFLOP/s of the causal half. Prints one JSON line a case.
+TB/s of K and V read, prefill in TFLOP/s of the causal half, the KV write in TB/s read and written.
+Prints one JSON line a case.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -17,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from llama_8b import conditions
 
-from quire.pallas_kernels import paged_decode, paged_prefill, reference
+from quire.pallas_kernels import hopper_decode, hopper_prefill, kv_write, reference
 
 HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 16
 SCALE = SIZE**-0.5
@@ -77,7 +80,7 @@ def ceilings() -> None:
 
 
 def decode(module: ModuleType, rows: int, length: int) -> None:
-    k, v, table, lengths = pool(rows, length, 10240)
+    k, v, table, lengths = pool(rows, length, max(length, 10240))
     took = seconds(
         lambda q, *args: module.paged_decode(q, *args, scale=SCALE),
         normal(3, rows, HEADS, SIZE), k, v, table, lengths,
@@ -98,15 +101,39 @@ def prefill(module: ModuleType, rows: int, length: int) -> None:
     report(f"prefill {rows}x{length}", operations / took / 1e12, "TFLOP/s", took)
 
 
+def write(module: ModuleType, tokens: int) -> None:
+    k_pool, v_pool, table, _ = pool(1, max(tokens, 2**17), 2**17)
+    slots = (table[0, : -(-tokens // PAGE), None] * PAGE + jnp.arange(PAGE)).reshape(-1)[:tokens]
+    k, v = (normal(seed, tokens, KV_HEADS, SIZE) for seed in (4, 5))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def chain(k_pool: Array, v_pool: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        for _ in range(REPEATS):
+            k_pool, v_pool = module.kv_write(k_pool, v_pool, k, v, slots)
+            k_pool, v_pool = jax.lax.optimization_barrier((k_pool, v_pool))
+        return k_pool, v_pool
+
+    times = []
+    for _ in range(11):
+        started = time.perf_counter()
+        k_pool, v_pool = jax.block_until_ready(chain(k_pool, v_pool, k, v))
+        times.append((time.perf_counter() - started) / REPEATS)
+    took = statistics.median(times[1:])
+    report(f"kv_write {tokens}", 4 * k.nbytes / took / 1e12, "TB/s", took)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--twin", action="store_true", help="time the jnp twins, not the kernels")
     twin = parser.parse_args().twin
+    print(json.dumps(conditions()), flush=True)
     ceilings()
-    for rows, length in ((1, 1024), (64, 1024), (256, 768), (4, 8192)):
-        decode(reference if twin else paged_decode, rows, length)
+    for rows, length in ((1, 1024), (64, 1024), (256, 768), (4, 8192), (1, 131072)):
+        decode(reference if twin else hopper_decode, rows, length)
     for rows, length in ((1, 8192), (8, 1024), (64, 128)):
-        prefill(reference if twin else paged_prefill, rows, length)
+        prefill(reference if twin else hopper_prefill, rows, length)
+    for tokens in (1, 64, 8192):
+        write(reference if twin else kv_write, tokens)
 
 
 if __name__ == "__main__":

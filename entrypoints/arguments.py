@@ -18,6 +18,8 @@ SAMPLING_LEFT_OUT = frozenset({"detokenize", "logprobs", "output_kind", "prompt_
 """Sampling parameters that change what Python returns, not the text."""
 
 
+FROM_THE_MODEL = "What is not given comes from the model's generation config, then from here."
+
 MODEL_HELP = "Hugging Face id or local folder"
 
 
@@ -32,18 +34,23 @@ def add_engine_options(
 ) -> None:
     """A flag for every engine option, or those in `only`; `defaults` replace the engine's own."""
     group = parser.add_argument_group("engine")
-    leave_out = ENGINE_LEFT_OUT
-    if only is not None:
-        leave_out = {field.name for field in dataclasses.fields(EngineOptions)} - only
+    leave_out = _left_out(EngineOptions, only, ENGINE_LEFT_OUT)
     _add_fields(group, EngineOptions, leave_out, defaults)
 
 
-def add_sampling_params(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """A flag for every sampling parameter that concerns text; `defaults` replace the model's."""
-    group = parser.add_argument_group(
-        "sampling", "What is not given comes from the model's generation config, then from here."
-    )
-    _add_fields(group, SamplingParams, SAMPLING_LEFT_OUT, defaults)
+def add_sampling_params(
+    parser: argparse.ArgumentParser,
+    only: frozenset[str] | None = None,
+    about: str = FROM_THE_MODEL,
+    **defaults: Any,
+) -> None:
+    """A flag for every sampling parameter that concerns text, or those in `only`.
+
+    `defaults` replace those that `about` speaks of.
+    """
+    group = parser.add_argument_group("sampling", about)
+    leave_out = _left_out(SamplingParams, only, SAMPLING_LEFT_OUT)
+    _add_fields(group, SamplingParams, leave_out, defaults)
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -51,9 +58,16 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     return _given(args, EngineOptions, ENGINE_LEFT_OUT)
 
 
-def sampling_params(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling parameters that were given, as keywords of `SamplingParams`."""
-    return _given(args, SamplingParams, SAMPLING_LEFT_OUT)
+def sampling_params(args: argparse.Namespace, only: frozenset[str] | None = None) -> dict[str, Any]:
+    """The sampling parameters that were given, or those in `only`, as `SamplingParams` keywords."""
+    return _given(args, SamplingParams, _left_out(SamplingParams, only, SAMPLING_LEFT_OUT))
+
+
+def _left_out(cls: type, only: frozenset[str] | None, otherwise: frozenset[str]) -> frozenset[str]:
+    """Names of fields that are no flags: all but `only`, or `otherwise` where that is None."""
+    if only is None:
+        return otherwise
+    return frozenset(field.name for field in dataclasses.fields(cls)) - only
 
 
 def _given(args: argparse.Namespace, cls: type, leave_out: frozenset[str]) -> dict[str, Any]:
@@ -62,7 +76,7 @@ def _given(args: argparse.Namespace, cls: type, leave_out: frozenset[str]) -> di
 
 
 def _add_fields(
-    group: Any, cls: type, leave_out: frozenset[str] | set[str], defaults: Mapping[str, Any]
+    group: Any, cls: type, leave_out: frozenset[str], defaults: Mapping[str, Any]
 ) -> None:
     docs = _field_docs(cls)
     for field in dataclasses.fields(cls):

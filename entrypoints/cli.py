@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import QuireError, __version__
-from .commands import chat, convert, generate, info
+from .commands import bench, chat, convert, generate, info
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"quire {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (generate, chat, info, convert):
+    for command in (generate, chat, info, convert, bench):
         command.add_parser(commands)
     return parser
 

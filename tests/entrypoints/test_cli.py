@@ -249,7 +249,8 @@ try:
 finally:
     assert not {"jax", "numpy", "transformers"} & sys.modules.keys()
 """
-    for command in ([], ["generate"], ["chat"], ["convert"], ["info"]):
+    commands = ["generate"], ["chat"], ["convert"], ["info"], ["bench"], ["bench", "serve"]
+    for command in ([], *commands):
         done = python(code, *command, "--help")
         assert done.returncode == 0, done.stderr
         assert "usage: quire" in done.stdout

@@ -1,0 +1,70 @@
+"""The engine the benchmarks time: Llama-3.1-8B's shape, bfloat16, random weights, no tokenizer."""
+
+import json
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from quire import Engine
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+OPTIONS: dict[str, Any] = {
+    "load_format": "dummy",
+    "skip_tokenizer_init": True,
+    "max_model_len": 10240,
+    "max_num_seqs": 512,
+    "gpu_memory_utilization": 0.85,
+}
+"""Those the peer was timed with."""
+
+
+def make_folder(**changes: Any) -> Path:
+    """A model folder with nothing but the config, some of its entries changed."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+    return folder
+
+
+def make_engine(**options: Any) -> Engine:
+    """The engine; `options` go over those of the peer."""
+    return Engine(make_folder(), **(OPTIONS | options))
+
+
+def conditions() -> dict[str, str]:
+    """What a figure depends on beside the code: for the JSON lines of results."""
+    import jax
+
+    device = jax.devices()[0]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "quire": version("quire") if _installed() else "checkout",
+        "commit": commit or "unknown",
+    }
+
+
+def _installed() -> bool:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        return bool(version("quire"))
+    except PackageNotFoundError:
+        return False

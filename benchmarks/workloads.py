@@ -1,0 +1,101 @@
+"""Times the workloads of workloads.json through `Engine.generate`, token ids in and out.
+
+    python benchmarks/workloads.py [NAME ...] [--runs 3] [--output FILE]
+
+Llama-3.1-8B's shape, random weights, greedy, ends of text ignored. The prefix cache is emptied
+before every run. "ms a step" is (run - the same prompts with one output token) / (tokens - 1).
+Prints one JSON line a workload; seconds are medians of the runs, after two to warm up.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import llama_8b
+
+from quire import Engine, SamplingParams
+
+SPEC = json.loads(Path(__file__).with_name("workloads.json").read_text())
+STEPPED = ("b1_decode", "b64_decode")
+"""Workloads that are given in milliseconds a step, too."""
+
+
+def prompts_of(name: str) -> tuple[list[list[int]], list[int]]:
+    """The token ids of each prompt and the tokens to generate; the same for every engine."""
+    workload = SPEC["workloads"][name]
+    rng = random.Random(SPEC["seed"])
+
+    def draw(count: int) -> list[int]:
+        return [rng.randrange(SPEC["vocab_low"], SPEC["vocab_high"]) for _ in range(count)]
+
+    shared = draw(workload.get("shared_prefix_tokens", 0))
+    requests = workload["requests"]
+    return [shared + draw(p - len(shared)) for p, _ in requests], [o for _, o in requests]
+
+
+def run(engine: Engine, prompts: list[list[int]], lengths: list[int]) -> float:
+    """Seconds of one `generate` call with an empty prefix cache."""
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
+    engine.reset_prefix_cache()
+    started = time.perf_counter()
+    engine.generate(prompts, params, use_tqdm=False)
+    return time.perf_counter() - started
+
+
+def timed(engine: Engine, prompts: list[list[int]], lengths: list[int], runs: int) -> list[float]:
+    """Seconds of each of `runs` runs, after one that compiles what is missing and one more."""
+    run(engine, prompts, lengths)
+    engine.wait_until_ready()
+    run(engine, prompts, lengths)
+    return [run(engine, prompts, lengths) for _ in range(runs)]
+
+
+def measure(engine: Engine, name: str, runs: int) -> dict[str, Any]:
+    """The figures of one workload."""
+    prompts, lengths = prompts_of(name)
+    seconds = timed(engine, prompts, lengths, runs)
+    median = statistics.median(seconds)
+    figures: dict[str, Any] = {
+        "benchmark": "workload",
+        "engine": "quire",
+        "workload": name,
+        "s": [round(s, 4) for s in seconds],
+        "median_s": round(median, 4),
+        "out_tok_s": round(sum(lengths) / median, 1),
+        "total_tok_s": round((sum(lengths) + sum(map(len, prompts))) / median, 1),
+    }
+    if name in STEPPED:
+        first = statistics.median(timed(engine, prompts, [1] * len(prompts), runs))
+        figures["first_token_s"] = round(first, 4)
+        figures["ms_per_step"] = round((median - first) / (lengths[0] - 1) * 1e3, 3)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = list(SPEC["workloads"])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names)}")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="file to append the JSON lines to")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(names):
+        parser.error(f"unknown workloads {sorted(unknown)}; there are {', '.join(names)}")
+    started = time.perf_counter()
+    # compiles what the workloads need, not every program
+    with llama_8b.make_engine(enforce_eager=True, use_tqdm_on_load=False) as engine:
+        start = round(time.perf_counter() - started, 1)
+        for name in options.names or names:
+            figures = measure(engine, name, options.runs) | llama_8b.conditions()
+            line = json.dumps(figures | {"engine_start_s": start})
+            print(line, flush=True)
+            if options.output:
+                with options.output.open("a") as file:
+                    file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

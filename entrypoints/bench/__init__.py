@@ -1,0 +1,1 @@
+"""The benchmarks of `quire bench`: each module measures one thing and returns its figures."""

@@ -16,15 +16,8 @@ from .attention import LayerCache, attend
 from .batch import TokenBatch
 from .checkpoint_map import CheckpointMap, Piece
 from .functional import run_layers
-from .layers import (
-    ACTIVATIONS,
-    Embedding,
-    Linear,
-    RMSNorm,
-    check_activation,
-    matmul,
-    weight,
-)
+from .layers import Embedding, Linear, RMSNorm, check_activation, weight
+from .products import gated_matmul, matmul
 
 Rotary = tuple[Float[Array, "T D/2"], Float[Array, "T D/2"]]
 
@@ -133,16 +126,18 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "T E"],
+        residual: Float[Array, "T E"],
         rotary: Rotary,
         cache: LayerCache | None,
         batch: TokenBatch | None,
     ) -> tuple[Float[Array, "T E"], LayerCache | None]:
+        """The residual with what attention adds to it, and the cache with k and v written."""
         q, k, v = self._project(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope.apply(q, *rotary), rope.apply(k, *rotary)
         y, cache = attend(q, k, v, cache, batch, scale=self.scale, window=self.window)
-        return self.out(y.reshape(x.shape[0], -1)), cache
+        return self.out(y.reshape(x.shape[0], -1), residual), cache
 
     def _project(self, x: Float[Array, "T E"]) -> tuple[Array, Array, Array]:
         """q [T, Hq, D], k and v [T, Hkv, D]."""
@@ -159,7 +154,7 @@ def _head_norm(config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> RMSN
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate(x)) * up(x)), gate and up in one fused weight."""
+    """residual + down(act(gate(x)) * up(x)), gate and up in one fused weight."""
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         shape = (2, config.intermediate_size)
@@ -177,12 +172,11 @@ class GatedMLP(nnx.Module):
         self.activation = config.activation
 
     @jax.named_scope("mlp")
-    def __call__(self, x: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        gate_up = self.gate_up[...]  # [2, F, E]
-        y = matmul(x, gate_up.reshape(-1, gate_up.shape[-1])).reshape(-1, *gate_up.shape[:-1])
-        if self.gate_up_bias is not None:
-            y = y + self.gate_up_bias[...][None]
-        return self.down(ACTIVATIONS[self.activation](y[:, 0]) * y[:, 1])
+    def __call__(
+        self, x: Float[Array, "T E"], residual: Float[Array, "T E"]
+    ) -> Float[Array, "T E"]:
+        bias = None if self.gate_up_bias is None else self.gate_up_bias[...]
+        return self.down(gated_matmul(x, self.gate_up[...], bias, self.activation), residual)
 
 
 class LlamaLayer(nnx.Module):
@@ -204,9 +198,8 @@ class LlamaLayer(nnx.Module):
         rotary: Rotary,
         batch: TokenBatch | None,
     ) -> tuple[Float[Array, "T E"], LayerCache | None]:
-        y, cache = self.attention(self.attention_norm(x), rotary, cache, batch)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), cache
+        x, cache = self.attention(self.attention_norm(x), x, rotary, cache, batch)
+        return self.mlp(self.mlp_norm(x), x), cache
 
 
 class Llama(nnx.Module):

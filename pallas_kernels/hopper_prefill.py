@@ -23,6 +23,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float, Int
 
+from .prefill_tiles import Tile, tiles, with_blocks
+
 _ROWS = 128
 """Query tokens times heads of a tile."""
 _HALF = _ROWS // 2
@@ -109,7 +111,7 @@ class _Plan(NamedTuple):
     @property
     def piece(self) -> int:
         """Columns of a result that leave together."""
-        return min(self.out_width, 128)
+        return 64 if self.out_width % 128 else 128
 
     @property
     def stages(self) -> int:
@@ -122,27 +124,6 @@ class _Plan(NamedTuple):
         return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(self.swizzle)))
 
 
-class _Tile(NamedTuple):
-    """Consecutive query tokens of a row. Scalars in the kernel, else columns of a table."""
-
-    row: Int[Array, ""]
-    token: Int[Array, ""]
-    begin: Int[Array, ""]
-    end: Int[Array, ""]
-    shift: Int[Array, ""]
-    start: Int[Array, ""]
-    """The first block of keys that a query sees; all counts below are of blocks, too."""
-    whole: Int[Array, ""]
-    """The first that all queries see whole."""
-    whole_end: Int[Array, ""]
-    """One behind the last that all queries see whole."""
-    stop: Int[Array, ""]
-    """One behind the last that a query sees."""
-    oldest: Int[Array, ""]
-    """The first position that a query of the row sees; older pages may be someone else's."""
-    length: Int[Array, ""]
-
-
 class _Softmax(NamedTuple):
     """A softmax-weighted sum in progress, for each row of a warpgroup. All float32."""
 
@@ -151,66 +132,11 @@ class _Softmax(NamedTuple):
     acc: Float[Array, "64 D"]
 
 
-def tiles(
-    query_starts: Int[Array, " R+1"],
-    lengths: Int[Array, " R"],
-    total: int,
-    size: int,
-    skip: Bool[Array, " R"] | None = None,
-) -> Int[Array, "tiles 7"]:
-    """Cuts `total` query tokens into tiles of at most `size` consecutive tokens of one row.
-
-    Tiles begin at multiples of 8 in the step, as TMA wants it: the first of a row may begin up to
-    7 tokens before it. The padding behind the rows is cut like a row that sees nothing. Together
-    the tiles cover every token once. Those with the most keys come first, which balances the load.
-
-    Args:
-        skip: rows to leave out; their results are undefined.
-
-    Returns:
-        For each tile its row, where it begins, the first token and the one behind the last that
-        are its own (the same for tiles not needed), position less number of a token, the position
-        of the row's first query, and the row's length.
-    """
-    starts = query_starts.astype(jnp.int32)
-    lengths = lengths.astype(jnp.int32)
-    ends = jnp.append(starts[1:], total)
-    lengths = jnp.append(lengths, -2 * total)
-    shifts = lengths - ends
-    aligned = starts & -8
-    counts = pl.cdiv(ends - aligned, size)
-    empty = ends <= starts
-    if skip is not None:
-        empty |= jnp.append(skip, False)
-    last = jnp.cumsum(jnp.where(empty, 0, counts), dtype=jnp.int32)
-    number = jnp.arange((total + 7 * ends.shape[0]) // size + ends.shape[0], dtype=jnp.int32)
-    row = jnp.searchsorted(last, number, side="right", method="compare_all").astype(jnp.int32)
-    needed = row < ends.shape[0]
-    row = jnp.minimum(row, ends.shape[0] - 1)
-    token = aligned[row] + (number - jnp.append(0, last)[row]) * size
-    begin = jnp.maximum(token, starts[row])
-    end = jnp.where(needed, jnp.minimum(token + size, ends[row]), begin)
-    of_row = (shifts, starts + shifts, lengths)
-    fields = [jnp.minimum(row, ends.shape[0] - 2), token, begin, end, *(x[row] for x in of_row)]
-    order = jnp.argsort(jnp.where(needed, -(end + shifts[row]), 3 * total))
-    return jnp.stack(fields, axis=1)[order]
-
-
-def _with_blocks(plan: _Plan, table: Int[Array, "tiles 7"]) -> Int[Array, "tiles F"]:
-    """Lines of a table as `_Tile`; the blocks are counted here, not by every thread block."""
-    row, token, begin, end, shift, position, length = table.T
-    first, behind = begin + shift, jnp.where(begin < end, jnp.maximum(end + shift, 0), 0)
-    stop = pl.cdiv(behind, plan.keys)
-    whole_end = jnp.maximum(first + 1, 0) // plan.keys
-    start, whole, oldest = jnp.zeros_like(stop), jnp.zeros_like(stop), jnp.zeros_like(stop)
-    if plan.window is not None:
-        start = jnp.maximum(first - plan.window + 1, 0) // plan.keys
-        whole = pl.cdiv(jnp.maximum(behind - plan.window, 0), plan.keys)
-        oldest = jnp.maximum(position - plan.window + 1, 0)
-    start, whole = jnp.minimum(start, stop), jnp.minimum(whole, stop)
-    whole_end = jnp.clip(whole_end, whole, stop)
-    blocks = start, whole, whole_end, stop, oldest, length
-    return jnp.stack(_Tile(row, token, begin, end, shift, *blocks), axis=1)
+def _tuned(width: int) -> Tuning:
+    """Wide heads need the registers for their sums."""
+    if width > 192:
+        return Tuning(keys=64, overlap=False, registers=(24, 240))
+    return Tuning(keys=64 if width > 128 else 128)
 
 
 def _members(groups: int) -> int:
@@ -244,10 +170,10 @@ def paged_prefill(
     """
     count, heads, width = q.shape
     _, page, kv_heads, _ = k_pool.shape
-    tuning = tuning or Tuning(keys=64 if width > 128 else 128)
-    options = scale, window, soft_cap, tuning, interpret
+    options = scale, window, soft_cap, tuning or _tuned(width), interpret
     plan = _Plan(width, heads // kv_heads, heads, page, *options)
-    table = _with_blocks(plan, tiles(query_starts, lengths, count, plan.tokens, skip))
+    table = tiles(query_starts, lengths, count, plan.tokens, skip)
+    table = with_blocks(table, plan.keys, window)
     # TMA counts rows in eights; it reads zeros behind the end, where the interpreter fails
     padding = -count % 8 + plan.tokens * interpret
     rows = q.reshape(count, heads * width)
@@ -339,7 +265,7 @@ class _ThreadBlock(NamedTuple):
             self.each_tile(functools.partial(self.serve, warpgroup))
             plgpu.wait_smem_to_gmem(0)
 
-    def each_tile(self, serve: Callable[[_Tile, Array, Array], None]) -> None:
+    def each_tile(self, serve: Callable[[Tile, Array, Array], None]) -> None:
         """Calls serve(tile, first head, slots used before) for each tile of this thread block.
 
         Tiles are dealt out to and fro, so that no thread block always gets the largest.
@@ -349,24 +275,20 @@ class _ThreadBlock(NamedTuple):
         def place(deal: Array) -> Array:
             return deal * grid + jnp.where(deal & 1 == 0, block, grid - 1 - block)
 
-        def fields(deal: Array) -> _Tile:
-            number = lax.div(jnp.minimum(place(deal), self.items - 1), sets)
-            return _Tile(*(self.tiles[number, n] for n in range(len(_Tile._fields))))
-
-        def step(deal: Array, carry: tuple[Array, _Tile]) -> tuple[Array, _Tile]:
-            before, tile = carry
-            following = fields(deal + 1)  # so early that its latency hides behind the work
+        def step(deal: Array, before: Array) -> Array:
+            number = lax.div(place(deal), sets)
+            tile = Tile(*(self.tiles[number, n] for n in range(len(Tile._fields))))
             serve(tile, lax.rem(place(deal), sets) * self.plan.members, before)
-            return before + 2 * (tile.stop - tile.start), following
+            return before + 2 * (tile.stop - tile.start)
 
         whole = jnp.int32(self.items // grid)
         count = whole + (place(whole) < self.items).astype(jnp.int32)
-        lax.fori_loop(0, count, step, (jnp.int32(0), fields(jnp.int32(0))))
+        lax.fori_loop(0, count, step, jnp.int32(0))
 
     def slot(self, number: Array) -> Array:
         return lax.rem(number, jnp.int32(self.plan.stages))
 
-    def load(self, tile: _Tile, head: Array, before: Array) -> None:
+    def load(self, tile: Tile, head: Array, before: Array) -> None:
         """Copies what a tile needs: values one block later than keys, as they are multiplied."""
 
         def step(block: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -393,7 +315,7 @@ class _ThreadBlock(NamedTuple):
             pages = self.pages(tile, tile.start)
             lax.fori_loop(tile.start, tile.stop + 1, step, (pages, pages))
 
-    def pages(self, tile: _Tile, block: Array) -> tuple[Array, ...]:
+    def pages(self, tile: Tile, block: Array) -> tuple[Array, ...]:
         """Those of a block of keys; instead of what lies outside the row, any of its pages."""
         plan = self.plan
         page = jnp.int32(plan.page)
@@ -416,7 +338,7 @@ class _ThreadBlock(NamedTuple):
             target = self.ring.at[slot, pl.ds(n * plan.chunk, plan.chunk)]
             plgpu.copy_gmem_to_smem(source, target, self.full.at[slot])
 
-    def load_queries(self, tile: _Tile, head: Array) -> None:
+    def load_queries(self, tile: Tile, head: Array) -> None:
         plan = self.plan
         token = lax.div(tile.token, jnp.int32(8)) * 8  # it is a multiple of 8; this proves it
         plgpu.barrier_wait(self.q_free)
@@ -428,20 +350,18 @@ class _ThreadBlock(NamedTuple):
             target = self.q.at[half, pl.ds(place, plan.run)]
             plgpu.copy_gmem_to_smem(source, target, self.q_full)
 
-    def serve(self, warpgroup: Array, tile: _Tile, head: Array, before: Array) -> None:
-        @pl.when(tile.start < tile.stop)
+    def serve(self, warpgroup: Array, tile: Tile, head: Array, before: Array) -> None:
+        rows = _Rows(self, warpgroup, tile, before)
+
+        @pl.when(tile.begin < tile.end)
         def _() -> None:
-            state = _Rows(self, warpgroup, tile, before).attend()
+            # rows without keys, the padding, get zeros
+            state = lax.cond(tile.start < tile.stop, rows.attend, rows.nothing)
             share = 1.0 / jnp.where(state.total > 0, state.total, 1.0)
             self.store(warpgroup, tile, head, state.acc * _columns(share, state.acc))
 
-        @pl.when((tile.start == tile.stop) & (tile.begin < tile.end))
-        def _() -> None:
-            zeros = jnp.zeros((_HALF, self.plan.out_width), jnp.float32)
-            self.store(warpgroup, tile, head, zeros)
-
     def store(
-        self, warpgroup: Array, tile: _Tile, head: Array, result: Float[Array, "64 D"]
+        self, warpgroup: Array, tile: Tile, head: Array, result: Float[Array, "64 D"]
     ) -> None:
         plan, out = self.plan, self.out.at[warpgroup]
         for column in range(0, plan.out_width, plan.piece):
@@ -450,7 +370,7 @@ class _ThreadBlock(NamedTuple):
             plgpu.commit_smem()
             self.send(out, warpgroup, tile, head * plan.out_width + column)
 
-    def send(self, out: Any, warpgroup: Array, tile: _Tile, column: Array) -> None:
+    def send(self, out: Any, warpgroup: Array, tile: Tile, column: Array) -> None:
         """Copies a warpgroup's rows; token by token where not all are the tile's own."""
         plan = self.plan
 
@@ -481,7 +401,7 @@ class _Rows(NamedTuple):
 
     block: _ThreadBlock
     warpgroup: Array
-    tile: _Tile
+    tile: Tile
     before: Array
     """Slots of the ring used by the tiles before."""
 
@@ -489,10 +409,14 @@ class _Rows(NamedTuple):
     def plan(self) -> _Plan:
         return self.block.plan
 
+    def nothing(self) -> _Softmax:
+        peak = jnp.full((_HALF,), _LOWEST, jnp.float32)
+        acc = jnp.zeros((_HALF, self.plan.out_width), jnp.float32)
+        return _Softmax(peak, jnp.zeros_like(peak), acc)
+
     def attend(self) -> _Softmax:
         """The softmax-weighted sums over all blocks of keys of the tile."""
-        zeros = jnp.zeros((_HALF, self.plan.out_width), jnp.float32)
-        state = _Softmax(jnp.full((_HALF,), _LOWEST), jnp.zeros((_HALF,), jnp.float32), zeros)
+        state = self.nothing()
         plgpu.barrier_wait(self.block.q_full)
         if self.plan.tuning.overlap:
             return self.attend_overlapped(state)
@@ -504,6 +428,7 @@ class _Rows(NamedTuple):
         tile = self.tile
         state, weights, _ = self.absorb(self.multiply_keys(tile.start), state, tile.start, True)
         carry = state, weights.astype(self.block.ring.dtype)
+        self.await_keys(tile.start + 1)
         state, weights = self.loops(tile.start + 1, self.overlapped, carry)
         plgpu.barrier_arrive(self.block.q_free)
         return self.multiply_values(state, weights, tile.stop - 1)
@@ -530,7 +455,6 @@ class _Rows(NamedTuple):
         number = self.before + 2 * (block - self.tile.start)
         keys, values = held.slot(number - 1), held.slot(number)
         early = mask and self.plan.window is not None  # values that no one sees may come first
-        plgpu.barrier_wait(held.full.at[keys])
         if early:
             self.await_values(values, block - 1)
 
@@ -544,8 +468,9 @@ class _Rows(NamedTuple):
             scores = plgpu.wgmma_accumulator_load(scores_acc, wait_n=1)
             scores = lax.optimization_barrier(scores)
             plgpu.barrier_arrive(held.free.at[keys])
-            # keeps the softmax before the wait
             result = lax.optimization_barrier(self.absorb(scores, state, block, mask))
+            # the branch in it keeps ptxas from moving the softmax behind the products
+            self.await_keys(block + 1)
             sums = plgpu.wgmma_accumulator_load(acc, wait_n=0)
             # rounding before the wait would make ptxas run wgmmas one after the other
             sums, (following, new, decay) = lax.optimization_barrier((sums, result))
@@ -556,6 +481,14 @@ class _Rows(NamedTuple):
 
         accs = plgpu.ACC((_HALF, self.plan.keys)), plgpu.ACC(state.acc.shape)
         return pl.run_scoped(products, *accs)
+
+    def await_keys(self, block: Array) -> None:
+        """Waits for any block but the first, if the tile has so many."""
+        number = self.before + 2 * (block - self.tile.start) - 1
+
+        @pl.when(block < self.tile.stop)
+        def _() -> None:
+            plgpu.barrier_wait(self.block.full.at[self.block.slot(number)])
 
     def multiply_keys(self, block: Array) -> Float[Array, "64 K"]:
         held = self.block

@@ -137,6 +137,22 @@ def test_recycled_pages_may_hold_nan(llama_folder: Path) -> None:
     assert [o.outputs[0].token_ids for o in before] == [o.outputs[0].token_ids for o in after]
 
 
+def test_130_000_tokens_in_one_request(llama_folder: Path) -> None:
+    """Whole steps of two sizes agree on what comes after a very long prompt."""
+    config = json.loads((llama_folder / "config.json").read_text())
+    options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True, "max_num_seqs": 2}
+    options |= {"max_model_len": 131072, "kv_cache_memory_bytes": 2**29}
+    options["hf_overrides"] = {"max_position_embeddings": 131072}
+    prompt = np.random.default_rng(0).integers(0, config["vocab_size"], 130_000).tolist()
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    found = []
+    for tokens in (4096, 8192):
+        with Engine(llama_folder, **options | {"max_num_batched_tokens": tokens}) as engine:
+            [output] = engine.generate([prompt], params, use_tqdm=False)
+            found.append(output.outputs[0].token_ids)
+    assert found[0] == found[1]
+
+
 def test_no_program_has_more_temporaries_than_the_plan(llama_folder: Path) -> None:
     options = {**SMALL, "max_num_batched_tokens": 2048, "max_num_seqs": 64}
     with Engine(llama_folder, load_format="dummy", skip_tokenizer_init=True, **options) as engine:

@@ -125,14 +125,12 @@ class Buckets:
         """All programs, in the order in which a fresh engine is likely to need them."""
         if self.one_program:
             return [self.largest]
-        return [
-            program
-            for variant in Variant
-            for program in (
-                *(self.mixed(tokens, variant) for tokens in self.mixed_tokens),
-                *(self.decode(rows, variant) for rows in self.decode_rows),
-            )
-        ]
+        made: dict[Program, None] = {}
+        for variant in Variant:
+            mixed = [self.mixed(tokens, variant) for tokens in self.mixed_tokens]
+            decode = [self.decode(rows, variant) for rows in self.decode_rows]
+            made |= dict.fromkeys((mixed[0], decode[0], *mixed, *decode))
+        return list(made)
 
     @property
     def largest(self) -> Program:

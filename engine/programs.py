@@ -24,18 +24,23 @@ class Programs:
         planned: Sequence[Key],
         *,
         options: Callable[[Key], dict[str, Any]] = lambda _: {},
+        first: int | None = None,
         ahead: bool,
         workers: int,
     ) -> None:
         """`lower` returns a `jax.stages.Lowered`, which is compiled with `options` of its program.
 
-        `ahead` False compiles on demand only.
+        Args:
+            first: how many of the planned ones start now, the rest with `go_on`; None is all.
+            ahead: False compiles on demand only.
         """
         self._lower = lower
         self._options = options
         self._lowering = threading.Lock()
         self._changed = threading.Condition()
-        self._waiting = list(planned) if ahead else []
+        ahead_of_time = list(planned) if ahead else []
+        self._waiting = ahead_of_time[:first]
+        self._later = ahead_of_time[len(self._waiting) :]
         self._running: set[Key] = set()
         self._ready: dict[Key, Compiled] = {}
         self._failed: dict[Key, BaseException] = {}
@@ -53,18 +58,30 @@ class Programs:
     def ready(self) -> bool:
         """True once nothing is waiting or being compiled. On demand, that is between demands."""
         with self._changed:
-            return not self._waiting and not self._running
+            return self._idle
 
     def wait(self, timeout: float | None = None) -> bool:
         """Blocks until `ready`; False after `timeout` seconds. Raises what a compile raised."""
         with self._changed:
             done = self._changed.wait_for(
-                lambda: self._closed or self._failed or not (self._waiting or self._running),
+                lambda: self._closed or self._failed or self._idle,
                 timeout,
             )
             for error in self._failed.values():
                 raise error
             return bool(done)
+
+    def go_on(self) -> None:
+        """Compiles the rest of what is planned. Lowering would have slowed the start down."""
+        with self._changed:
+            known = {*self._waiting, *self._running, *self._ready, *self._failed}
+            self._waiting += [program for program in self._later if program not in known]
+            self._later.clear()
+            self._changed.notify_all()
+
+    @property
+    def _idle(self) -> bool:
+        return not (self._later or self._waiting or self._running)
 
     def get(self, needed: Program) -> tuple[Program, Compiled]:
         """`needed`, or the smallest ready program that covers it, or else waits for `needed`."""
@@ -95,6 +112,7 @@ class Programs:
         with self._changed:
             self._closed = True
             self._waiting.clear()
+            self._later.clear()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()

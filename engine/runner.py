@@ -25,7 +25,7 @@ class ModelRunner:
     """Turns a `Schedule` into a dispatched step. Only the two `_logprobs` methods wait for it."""
 
     def __init__(self, spec: "ModelSpec", config: RunnerConfig) -> None:
-        """Starts compiling at once; `start` brings the weights, which may load meanwhile."""
+        """Starts to compile what is needed first; `start` brings the weights, loaded meanwhile."""
         self._spec = spec
         self._config = config
         self._params: dict[str, jax.Array] = {}
@@ -34,15 +34,17 @@ class ModelRunner:
             Lowering(spec, config),
             (*config.buckets.programs(), *Auxiliary),
             options=compiler_options,
+            first=2,
             ahead=config.compile_ahead,
             workers=max(1, min(16, (os.cpu_count() or 2) - 1)),
         )
 
     def start(self, params: dict[str, jax.Array]) -> None:
-        """Takes the weights and allocates the device state."""
+        """Takes the weights, allocates the device state and lets all programs be compiled."""
         self._params = params
         self._state = new_state(self._spec, self._config)
         self._tables = new_tables(self._spec, self._config)
+        self.programs.go_on()
 
     @property
     def params(self) -> dict[str, jax.Array]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..pallas_kernels import hopper_decode, hopper_prefill, kv_write, reference
-from . import hopper
 from .batch import TokenBatch
 from .products import precision
 
@@ -127,8 +126,15 @@ def _paged(backend: str, dtype: str, size: int, groups: int) -> _Paged:
 
 def _why_not(backend: str, dtype: str, size: int, groups: int) -> str | None:
     """What keeps the kernels from running; None where nothing does."""
-    if reason := hopper.why_not(backend, dtype):
-        return reason
+    if backend != "gpu":
+        return f"JAX runs on {backend}"
+    if jax.__version_info__ < (0, 11, 2):
+        return f"the kernels need jax 0.11.2, this is {jax.__version__}"
+    capability = getattr(jax.devices()[0], "compute_capability", "0")
+    if int(float(capability)) != 9:
+        return f"the kernels are for compute capability 9 (Hopper), this GPU has {capability}"
+    if dtype not in ("bfloat16", "float16"):
+        return f"the kernels know bfloat16 and float16, not {dtype}"
     if size > _SIZES[-1]:
         return f"the kernels know heads of at most {_SIZES[-1]}, not {size}"
     if groups > 16:

@@ -48,7 +48,7 @@ class Tuning(NamedTuple):
     """Multiply queries with the next block of keys before the softmax of this one."""
     stages: int = 6
     """Blocks of keys or values that shared memory holds, if it can."""
-    registers: tuple[int, int] = (40, 232)
+    registers: tuple[int, int] = (24, 240)
     """Of a thread that copies, and of one that multiplies."""
 
 

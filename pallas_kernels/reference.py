@@ -294,26 +294,3 @@ class _Tile(NamedTuple):
         distance = self.positions[:, None] - keys[None, :]
         visible = (distance >= 0) & (self.rows == row)[:, None]
         return visible if window is None else visible & (distance < window)
-
-
-def matmul(
-    x: Float[Array, "T E"],
-    w: Float[Array, "O E"],
-    *,
-    residual: Float[Array, "T O"] | None = None,
-    out_dtype: jnp.dtype | None = None,
-) -> Float[Array, "T O"]:
-    """x times the transpose of w, plus the residual: all in float32, then as out_dtype or as x."""
-    y = _dot("te,oe->to", x, w)
-    if residual is not None:
-        y += residual.astype(jnp.float32)
-    return y.astype(out_dtype or x.dtype)
-
-
-def gated_matmul(
-    x: Float[Array, "T E"], w: Float[Array, "2 F E"], *, activation: str
-) -> Float[Array, "T F"]:
-    """The activation ("silu" or "gelu_tanh") of x times w[0], times x times w[1]; as `matmul`."""
-    activate = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}[activation]
-    gate, up = _dot("te,nfe->ntf", x, w)
-    return (activate(gate) * up).astype(x.dtype)

@@ -51,6 +51,18 @@ def test_planned_programs_compile_in_their_order_and_then_it_is_ready() -> None:
     programs.close()
 
 
+def test_the_rest_waits_for_the_start() -> None:
+    compiler = Compiler()
+    programs = Programs(compiler, [MIXED, LARGE, SMALL], first=1, ahead=True, workers=1)
+    assert programs.exactly(SMALL)() == SMALL  # demanded before the rest may start
+    assert compiler.order == [MIXED, SMALL]
+    assert not programs.ready
+    programs.go_on()
+    assert programs.wait(10)
+    assert compiler.order == [MIXED, SMALL, LARGE]
+    programs.close()
+
+
 def test_what_is_needed_now_goes_first() -> None:
     compiler = Compiler()
     release = compiler.hold(MIXED)

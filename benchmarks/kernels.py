@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py [--twin]
 
-Shape of Llama-3.1-8B's attention, bfloat16, pages of 16 tokens in random order. Decode is given in
+Shape of Llama-3.1-8B's attention, bfloat16, pages of 64 tokens in random order. Decode is given in
 TB/s of K and V read, prefill in TFLOP/s of the causal half, the KV write in TB/s read and written.
 Prints one JSON line a case.
 """
@@ -23,7 +23,7 @@ from llama_8b import conditions
 
 from quire.pallas_kernels import hopper_decode, hopper_prefill, kv_write, reference
 
-HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 16
+HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 64
 SCALE = SIZE**-0.5
 REPEATS = 8
 """Calls in one program, each fed with the result of the last, so that no launch is timed."""

@@ -33,23 +33,14 @@ _BLOCKS = 132
 """Thread blocks: the multiprocessors of an H100 or H200."""
 _COPIER = 2
 """The warpgroup that copies; 0 and 1 multiply."""
+_COPIER_REGISTERS, _REGISTERS = 24, 240
+"""Of a thread that copies, and of one that multiplies."""
+_STAGES = 6
+"""Blocks of keys or values in shared memory, if it can hold them."""
 _SHARED_BYTES = 225 * 1024
 """Of a thread block, less what barriers and alignment take."""
 _LOWEST = -1e30
 _LOG2_E = math.log2(math.e)
-
-
-class Tuning(NamedTuple):
-    """What was found by measuring."""
-
-    keys: int = 128
-    """Tokens of a block of keys."""
-    overlap: bool = True
-    """Multiply queries with the next block of keys before the softmax of this one."""
-    stages: int = 6
-    """Blocks of keys or values that shared memory holds, if it can."""
-    registers: tuple[int, int] = (24, 240)
-    """Of a thread that copies, and of one that multiplies."""
 
 
 class _Plan(NamedTuple):
@@ -63,7 +54,6 @@ class _Plan(NamedTuple):
     scale: float
     window: int | None
     soft_cap: float | None
-    tuning: Tuning
     interpret: bool
 
     @property
@@ -88,7 +78,16 @@ class _Plan(NamedTuple):
 
     @property
     def keys(self) -> int:
-        return self.tuning.keys
+        """Tokens of a block of keys."""
+        return 128 if self.width <= 128 else 64
+
+    @property
+    def overlap(self) -> bool:
+        """Multiply queries with the next block of keys before the softmax of this one.
+
+        The widest heads need the registers for their sums.
+        """
+        return self.width <= 192
 
     @property
     def chunk(self) -> int:
@@ -116,7 +115,7 @@ class _Plan(NamedTuple):
     @property
     def stages(self) -> int:
         room = _SHARED_BYTES - 2 * _ROWS * (self.width + self.piece)
-        return min(self.tuning.stages, room // (2 * self.keys * self.width))
+        return min(_STAGES, room // (2 * self.keys * self.width))
 
     def memory(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Shared memory as wgmma wants it."""
@@ -130,13 +129,6 @@ class _Softmax(NamedTuple):
     peak: Float[Array, " 64"]
     total: Float[Array, " 64"]
     acc: Float[Array, "64 D"]
-
-
-def _tuned(width: int) -> Tuning:
-    """Wide heads need the registers for their sums."""
-    if width > 192:
-        return Tuning(keys=64, overlap=False, registers=(24, 240))
-    return Tuning(keys=64 if width > 128 else 128)
 
 
 def _members(groups: int) -> int:
@@ -157,7 +149,6 @@ def paged_prefill(
     soft_cap: float | None = None,
     skip: Bool[Array, " R"] | None = None,
     interpret: bool = False,
-    tuning: Tuning | None = None,
 ) -> Float[Array, "T Hq D"]:
     """`reference.paged_prefill` as a kernel for Hopper; q and pools of the same 16 bits.
 
@@ -170,7 +161,7 @@ def paged_prefill(
     """
     count, heads, width = q.shape
     _, page, kv_heads, _ = k_pool.shape
-    options = scale, window, soft_cap, tuning or _tuned(width), interpret
+    options = scale, window, soft_cap, interpret
     plan = _Plan(width, heads // kv_heads, heads, page, *options)
     table = tiles(query_starts, lengths, count, plan.tokens, skip)
     table = with_blocks(table, plan.keys, window)
@@ -241,7 +232,7 @@ class _ThreadBlock(NamedTuple):
     weights: Any = None
 
     def run(self) -> None:
-        warpgroup, (few, many) = lax.axis_index("warpgroup"), self.plan.tuning.registers
+        warpgroup = lax.axis_index("warpgroup")
         frees = [self.q_free, *(self.free.at[n] for n in range(self.plan.stages))]
 
         def copy(warp: Array) -> None:
@@ -253,13 +244,13 @@ class _ThreadBlock(NamedTuple):
 
         @pl.when(warpgroup == _COPIER)
         def _() -> None:
-            plgpu.set_max_registers(few, action="decrease")
+            plgpu.set_max_registers(_COPIER_REGISTERS, action="decrease")
             # one warp, since every thread of a copying group signals each copy
             plgpu.warp_map(copy)
 
         @pl.when(warpgroup != _COPIER)
         def _() -> None:
-            plgpu.set_max_registers(many, action="increase")
+            plgpu.set_max_registers(_REGISTERS, action="increase")
             for free in frees:
                 plgpu.barrier_arrive(free)
             self.each_tile(functools.partial(self.serve, warpgroup))
@@ -418,7 +409,7 @@ class _Rows(NamedTuple):
         """The softmax-weighted sums over all blocks of keys of the tile."""
         state = self.nothing()
         plgpu.barrier_wait(self.block.q_full)
-        if self.plan.tuning.overlap:
+        if self.plan.overlap:
             return self.attend_overlapped(state)
         state = self.loops(self.tile.start, self.step, state)
         plgpu.barrier_arrive(self.block.q_free)

@@ -43,8 +43,8 @@ def idle(events: list[tuple[float, float, str]]) -> float:
 
 
 def table(events: list[tuple[float, float, str]], top: int) -> None:
-    total: dict[str, float] = collections.Counter()
-    count: dict[str, int] = collections.Counter()
+    total: dict[str, float] = collections.defaultdict(float)
+    count: dict[str, int] = collections.defaultdict(int)
     for _, duration, name in events:
         name = re.sub(r"_\d+$", "", name)[:90]
         total[name] += duration

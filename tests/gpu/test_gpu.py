@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -160,7 +161,8 @@ def test_no_program_has_more_temporaries_than_the_plan(llama_folder: Path) -> No
         config = parts.runner._config
         planned = temporaries(parts.spec, config)
         for program in (config.buckets.largest, config.buckets.decode(64, Variant.FULL)):
-            memory = parts.runner.programs.exactly(program).memory_analysis()
+            compiled: Any = parts.runner.programs.exactly(program)
+            memory = compiled.memory_analysis()
             assert memory.temp_size_in_bytes <= planned
 
 

@@ -1,5 +1,6 @@
 """How rows are cut into splits: each visible token once, the largest splits first."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def cut(
     table = jnp.arange(len(lengths) * columns, dtype=jnp.int32).reshape(len(lengths), -1)
     options = {"page": page, "window": window, "cores": cores, "split_tokens": split_tokens}
     work = splits(table, jnp.asarray(lengths, jnp.int32), bundles=4, **options)
-    return np.asarray(table), Splits(*map(np.asarray, work))
+    return np.asarray(table), jax.tree.map(np.asarray, work)
 
 
 @pytest.mark.parametrize("window", [None, 1, 37, 300])

@@ -28,11 +28,11 @@ def noise(seed: int, *shape: int, dtype: str) -> jax.Array:
 def test_tokens_go_where_the_index_says_and_nowhere_else(
     interpret: bool, dtype: str, tokens: int, heads: int, width: int
 ) -> None:
-    pools = [noise(seed, 12, 16, heads, width, dtype=dtype) for seed in (0, 1)]
-    rows = [noise(seed, tokens, heads, width, dtype=dtype) for seed in (2, 3)]
+    k_pool, v_pool = (noise(seed, 12, 16, heads, width, dtype=dtype) for seed in (0, 1))
+    k, v = (noise(seed, tokens, heads, width, dtype=dtype) for seed in (2, 3))
     index = jnp.asarray(np.random.default_rng(4).permutation(192)[:tokens], jnp.int32)
-    got = jax.jit(functools.partial(kv_write, interpret=interpret))(*pools, *rows, index)
-    want = reference.kv_write(*pools, *rows, index)
+    got = jax.jit(functools.partial(kv_write, interpret=interpret))(k_pool, v_pool, k, v, index)
+    want = reference.kv_write(k_pool, v_pool, k, v, index)
     for one, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 

@@ -1,5 +1,7 @@
 """The tables of the Hopper prefill kernel."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,7 +46,8 @@ def test_tiles_leave_rows_out() -> None:
 def test_blocks_hold_what_the_queries_see(window: int | None) -> None:
     starts, lengths, keys = jnp.asarray([0, 30, 31, 50]), jnp.asarray([300, 65, 19]), 64
     table = np.asarray(with_blocks(tiles(starts, lengths, 60, 16), keys, window))
-    for tile in map(Tile._make, table.tolist()):
+    for fields in table.tolist():
+        tile: Any = Tile(*fields)
         position = np.arange(tile.begin, tile.end)[:, None] + tile.shift
         key = np.arange(320)
         seen = (key <= position) & (key > position - (window or 400))

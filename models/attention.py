@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..pallas_kernels import hopper_decode, hopper_prefill, kv_write, reference
+from ..pallas_kernels import reference
 from .batch import TokenBatch
 from .products import precision
 
@@ -110,7 +110,6 @@ def _mixed(
 
 
 _TWINS = _Paged(reference.kv_write, reference.paged_decode, reference.paged_prefill)
-_KERNELS = _Paged(kv_write.kv_write, hopper_decode.paged_decode, hopper_prefill.paged_prefill)
 _SIZES = (64, 96, 128, 256)
 """Head sizes the kernels know; others are padded to the next."""
 
@@ -121,7 +120,11 @@ def _paged(backend: str, dtype: str, size: int, groups: int) -> _Paged:
     reason = _why_not(backend, dtype, size, groups)
     name = "Hopper kernels" if reason is None else f"the plain reference, since {reason}"
     log.info("attention over %s pages, heads of %d: %s", dtype, size, name)
-    return _KERNELS if reason is None else _TWINS
+    if reason is not None:
+        return _TWINS
+    from ..pallas_kernels import hopper_decode, hopper_prefill, kv_write  # slow to import
+
+    return _Paged(kv_write.kv_write, hopper_decode.paged_decode, hopper_prefill.paged_prefill)
 
 
 def _why_not(backend: str, dtype: str, size: int, groups: int) -> str | None:

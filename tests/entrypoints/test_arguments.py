@@ -100,8 +100,8 @@ def test_unreadable_values_are_refused(
 
 def test_help_is_what_the_fields_say() -> None:
     parser = argparse.ArgumentParser()
-    arguments.add_engine_options(parser, frozenset({"page_size", "max_model_len"}))
+    arguments.add_engine_options(parser, frozenset({"max_logprobs", "max_model_len"}))
     text = " ".join(parser.format_help().split())
-    assert "Tokens of one KV page. (default: 16)" in text
+    assert "-1 (all) is always allowed. (default: 20)" in text
     assert "--max-model-len" in text
     assert "--dtype" not in text

@@ -10,14 +10,14 @@ Prints one JSON line a case.
 import argparse
 import functools
 import json
-import statistics
-import time
+import tempfile
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gpu_profile import device_events
 from jaxtyping import Array
 from llama_8b import conditions
 
@@ -25,26 +25,22 @@ from quire.pallas_kernels import hopper_decode, hopper_prefill, kv_write, refere
 
 HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 64
 SCALE = SIZE**-0.5
-REPEATS = 8
-"""Calls in one program, each fed with the result of the last, so that no launch is timed."""
+RUNS = 10
 
 
-def seconds(call: Callable[..., Array], x: Array, *args: Array) -> float:
-    """Median time of one call x = call(x, *args)."""
+def seconds(kernels: str, call: Callable[..., Any], *args: Any) -> float:
+    """Time on the GPU of one call: of its kernels whose names have `kernels` in them.
 
-    @jax.jit
-    def chain(x: Array, *args: Array) -> Array:
-        for _ in range(REPEATS):
-            x = jax.lax.optimization_barrier(call(x, *args))
-        return x
-
-    chain(x, *args).block_until_ready()
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        chain(x, *args).block_until_ready()
-        times.append((time.perf_counter() - started) / REPEATS)
-    return statistics.median(times)
+    By the profiler, since launches would add some 25 us to what a clock measures.
+    """
+    for _ in range(3):
+        jax.block_until_ready(call(*args))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(RUNS):
+                jax.block_until_ready(call(*args))
+        events = device_events(folder)
+    return sum(took for _, took, name in events if kernels in name) / RUNS / 1e6
 
 
 def normal(seed: int, *shape: int) -> Array:
@@ -72,53 +68,47 @@ def report(name: str, measured: float, unit: str, took: float) -> None:
 def ceilings() -> None:
     """A large copy and a large matrix product."""
     x = normal(0, 2**30)
-    took = seconds(lambda x: x + jnp.bfloat16(1), x)
+    took = seconds("", jax.jit(lambda x: x + jnp.bfloat16(1)), x)
     report("copy", 2 * x.nbytes / took / 1e12, "TB/s", took)
     a, b = normal(1, 8192, 8192), normal(2, 8192, 8192)
-    took = seconds(lambda a, b: jnp.dot(a, b) * jnp.bfloat16(0.01), a, b)
+    took = seconds("", jax.jit(jnp.dot), a, b)
     report("matmul", 2 * 8192**3 / took / 1e12, "TFLOP/s", took)
 
 
-def decode(module: ModuleType, rows: int, length: int) -> None:
+def decode(twin: bool, rows: int, length: int) -> None:
     k, v, table, lengths = pool(rows, length, max(length, 10240))
-    took = seconds(
-        lambda q, *args: module.paged_decode(q, *args, scale=SCALE),
-        normal(3, rows, HEADS, SIZE), k, v, table, lengths,
-    )  # fmt: skip
+    attend = reference.paged_decode if twin else hopper_decode.paged_decode
+    call = jax.jit(functools.partial(attend, scale=SCALE))
+    name = "" if twin else "paged_decode"
+    took = seconds(name, call, normal(3, rows, HEADS, SIZE), k, v, table, lengths)
     report(
         f"decode {rows}x{length}", 4 * rows * length * KV_HEADS * SIZE / took / 1e12, "TB/s", took
     )
 
 
-def prefill(module: ModuleType, rows: int, length: int) -> None:
+def prefill(twin: bool, rows: int, length: int) -> None:
     k, v, table, lengths = pool(rows, length, 10240)
     starts = jnp.arange(rows + 1, dtype=jnp.int32) * length
-    took = seconds(
-        lambda q, *args: module.paged_prefill(q, *args, scale=SCALE),
-        normal(3, rows * length, HEADS, SIZE), k, v, table, lengths, starts,
-    )  # fmt: skip
+    attend = reference.paged_prefill if twin else hopper_prefill.paged_prefill
+    call = jax.jit(functools.partial(attend, scale=SCALE))
+    name = "" if twin else "paged_prefill"
+    took = seconds(name, call, normal(3, rows * length, HEADS, SIZE), k, v, table, lengths, starts)
     operations = 4 * rows * length * length / 2 * HEADS * SIZE
     report(f"prefill {rows}x{length}", operations / took / 1e12, "TFLOP/s", took)
 
 
-def write(module: ModuleType, tokens: int) -> None:
-    k_pool, v_pool, table, _ = pool(1, max(tokens, 2**17), 2**17)
-    slots = (table[0, : -(-tokens // PAGE), None] * PAGE + jnp.arange(PAGE)).reshape(-1)[:tokens]
+def write(twin: bool, tokens: int) -> None:
+    k_pool, v_pool, table, _ = pool(1, 2**17, 2**17)
+    slots = (table[0, :, None] * PAGE + jnp.arange(PAGE)).reshape(-1)[:tokens]
     k, v = (normal(seed, tokens, KV_HEADS, SIZE) for seed in (4, 5))
+    pools = [k_pool, v_pool]
+    kernel = jax.jit(reference.kv_write if twin else kv_write.kv_write, donate_argnums=(0, 1))
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def chain(k_pool: Array, v_pool: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        for _ in range(REPEATS):
-            k_pool, v_pool = module.kv_write(k_pool, v_pool, k, v, slots)
-            k_pool, v_pool = jax.lax.optimization_barrier((k_pool, v_pool))
-        return k_pool, v_pool
+    def call() -> list[Array]:
+        pools[:] = kernel(*pools, k, v, slots)
+        return pools
 
-    times = []
-    for _ in range(11):
-        started = time.perf_counter()
-        k_pool, v_pool = jax.block_until_ready(chain(k_pool, v_pool, k, v))
-        times.append((time.perf_counter() - started) / REPEATS)
-    took = statistics.median(times[1:])
+    took = seconds("" if twin else "kv_write", call)
     report(f"kv_write {tokens}", 4 * k.nbytes / took / 1e12, "TB/s", took)
 
 
@@ -126,14 +116,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--twin", action="store_true", help="time the jnp twins, not the kernels")
     twin = parser.parse_args().twin
-    print(json.dumps(conditions()), flush=True)
+    if jax.default_backend() != "gpu":
+        parser.error(f"this needs an NVIDIA GPU; JAX runs on {jax.default_backend()}")
+    print(json.dumps({"benchmark": "kernels"} | conditions()), flush=True)
     ceilings()
-    for rows, length in ((1, 1024), (64, 1024), (256, 768), (4, 8192), (1, 131072)):
-        decode(reference if twin else hopper_decode, rows, length)
+    for rows, length in ((1, 300), (1, 1024), (64, 1024), (256, 768), (4, 8192), (1, 131072)):
+        decode(twin, rows, length)
     for rows, length in ((1, 8192), (8, 1024), (64, 128)):
-        prefill(reference if twin else hopper_prefill, rows, length)
+        prefill(twin, rows, length)
     for tokens in (1, 64, 8192):
-        write(reference if twin else kv_write, tokens)
+        write(twin, tokens)
 
 
 if __name__ == "__main__":

@@ -127,9 +127,9 @@ def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     )
     heads = (model.num_heads + 2 * model.num_kv_heads) * spec.cache_head_dim
     values = largest.tokens * (3 * model.hidden_size + 3 * widest // 2 + heads)
-    logits = 2 * largest.rows * model.vocab_size
+    logits = 3 * largest.rows * model.vocab_size
     partial = _MOST_SPLITS * largest.rows * heads
-    return max(values * spec.dtype.itemsize, logits * 4, partial * 4)
+    return max(values * spec.dtype.itemsize, logits * 4, partial * 4) * 9 // 8
 
 
 def _check_host_memory(spec: "ModelSpec") -> None:

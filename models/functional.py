@@ -5,7 +5,8 @@ The dict maps a dotted path to an array: `{"layers.3.attention.qkv": ...}`.
 
 import functools
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -102,17 +103,23 @@ def init_random(
         sharding: one for all parameters or one for each by name; None is the default device.
     """
     _, state = _abstract_state(model_cls, config, dtype)
-    params = {}
+    recipes = {}
     for name, leaf in _named_variables(state):
         shape = leaf.get_value()
         where = sharding[name] if isinstance(sharding, Mapping) else sharding
-        make = _initializer(leaf.get_metadata()["init"], shape.shape, shape.dtype, where)
-        params[name] = make(jax.random.fold_in(key, zlib.crc32(name.encode())))
-    return params
+        recipes[name] = leaf.get_metadata()["init"], shape.shape, shape.dtype, where
+    with ThreadPoolExecutor() as threads:  # compiling them one by one takes seconds on a GPU
+        list(threads.map(lambda recipe: _initializer(*recipe), dict.fromkeys(recipes.values())))
+    return {
+        name: _initializer(*recipe)(jax.random.fold_in(key, zlib.crc32(name.encode())))
+        for name, recipe in recipes.items()
+    }
 
 
 @functools.lru_cache(maxsize=128)
 def _initializer(
     init: str, shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding | None
-) -> Any:
-    return jax.jit(lambda key: INITIALIZERS[init](key, shape, dtype), out_shardings=sharding)
+) -> Callable[[Array], Array]:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    make = jax.jit(lambda key: INITIALIZERS[init](key, shape, dtype), out_shardings=sharding)
+    return make.lower(key).compile()

@@ -37,7 +37,7 @@ def test_every_visible_token_is_in_one_split(
     for row, length in enumerate(LENGTHS):
         seen: list[int] = []
         first, count = work.starts[row], work.counts[row]
-        for number, begin, end, *pages in work.items[first : first + count]:
+        for number, begin, end, *pages in work.items[first : first + count].tolist():
             assert number == row
             assert end - begin <= (split_tokens or 512)
             tokens = np.arange(begin - begin % chunk, end, chunk)[: BLOCK // chunk]

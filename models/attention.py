@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..pallas_kernels import reference
 from .batch import TokenBatch
-from .products import precision
+from .layers import precision
 
 log = logging.getLogger("quire")
 

@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ..errors import UnsupportedModelError, nearest
-from .products import ACTIVATIONS, matmul
 
 Axes = tuple[str, ...]
 """Logical names of a weight's dimensions: vocab, embed, mlp, heads, kv_heads, head_dim, ..."""
@@ -32,6 +31,19 @@ INITIALIZERS: dict[str, Callable[[Array, tuple[int, ...], DTypeLike], Array]] = 
     "ones": _ones,
     "zeros": _zeros,
 }
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+"""Activation functions by the names of `config.json`."""
 
 
 def check_activation(name: str) -> str:
@@ -64,6 +76,24 @@ def weight(
     return nnx.Param(INITIALIZERS[init](rngs.params(), shape, dtype), axes=axes, init=init)
 
 
+def precision(dtype: DTypeLike) -> jax.lax.Precision:
+    """Full precision for float32 operands (a GPU would round them to TF32), else the default."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def matmul(
+    x: Float[Array, "*N E"], w: Float[Array, "O E"], out_dtype: DTypeLike | None = None
+) -> Float[Array, "*N O"]:
+    """x @ w.T in the weight's type; the result in `out_dtype`, by default the weight's type."""
+    return jax.lax.dot_general(
+        x.astype(w.dtype),
+        w,
+        (((x.ndim - 1,), (1,)), ((), ())),
+        precision=precision(w.dtype),
+        preferred_element_type=out_dtype or w.dtype,
+    )
+
+
 class Linear(nnx.Module):
     """y = x W^T + b, with W [out, in] as checkpoints store it. `axes` names (out, in)."""
 
@@ -82,15 +112,9 @@ class Linear(nnx.Module):
             weight((out_size,), axes[:1], dtype=dtype, rngs=rngs, init="zeros") if bias else None
         )
 
-    def __call__(
-        self, x: Float[Array, "*N I"], residual: Float[Array, "*N O"] | None = None
-    ) -> Float[Array, "*N O"]:
-        """y, plus the residual if there is one."""
-        if self.bias is None:
-            return matmul(x, self.weight[...], residual)
+    def __call__(self, x: Float[Array, "*N I"]) -> Float[Array, "*N O"]:
         y = matmul(x, self.weight[...])
-        y = y + jnp.broadcast_to(self.bias[...], y.shape)
-        return y if residual is None else residual + y
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
 class Embedding(nnx.Module):
@@ -113,7 +137,7 @@ class Embedding(nnx.Module):
 
     def logits(self, x: Float[Array, "*N E"]) -> Float[Array, "*N V"]:
         """float32 products of x with every vector."""
-        return matmul(x, self.weight[...], out_dtype=jnp.float32)
+        return matmul(x, self.weight[...], jnp.float32)
 
 
 class RMSNorm(nnx.Module):

@@ -16,8 +16,15 @@ from .attention import LayerCache, attend
 from .batch import TokenBatch
 from .checkpoint_map import CheckpointMap, Piece
 from .functional import run_layers
-from .layers import Embedding, Linear, RMSNorm, check_activation, weight
-from .products import gated_matmul, matmul
+from .layers import (
+    ACTIVATIONS,
+    Embedding,
+    Linear,
+    RMSNorm,
+    check_activation,
+    matmul,
+    weight,
+)
 
 Rotary = tuple[Float[Array, "T D/2"], Float[Array, "T D/2"]]
 
@@ -126,18 +133,16 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "T E"],
-        residual: Float[Array, "T E"],
         rotary: Rotary,
         cache: LayerCache | None,
         batch: TokenBatch | None,
     ) -> tuple[Float[Array, "T E"], LayerCache | None]:
-        """The residual with what attention adds to it, and the cache with k and v written."""
         q, k, v = self._project(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope.apply(q, *rotary), rope.apply(k, *rotary)
         y, cache = attend(q, k, v, cache, batch, scale=self.scale, window=self.window)
-        return self.out(y.reshape(x.shape[0], -1), residual), cache
+        return self.out(y.reshape(x.shape[0], -1)), cache
 
     def _project(self, x: Float[Array, "T E"]) -> tuple[Array, Array, Array]:
         """q [T, Hq, D], k and v [T, Hkv, D]."""
@@ -154,7 +159,7 @@ def _head_norm(config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> RMSN
 
 
 class GatedMLP(nnx.Module):
-    """residual + down(act(gate(x)) * up(x)), gate and up in one fused weight."""
+    """down(act(gate(x)) * up(x)), gate and up in one fused weight."""
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         shape = (2, config.intermediate_size)
@@ -172,11 +177,12 @@ class GatedMLP(nnx.Module):
         self.activation = config.activation
 
     @jax.named_scope("mlp")
-    def __call__(
-        self, x: Float[Array, "T E"], residual: Float[Array, "T E"]
-    ) -> Float[Array, "T E"]:
-        bias = None if self.gate_up_bias is None else self.gate_up_bias[...]
-        return self.down(gated_matmul(x, self.gate_up[...], bias, self.activation), residual)
+    def __call__(self, x: Float[Array, "T E"]) -> Float[Array, "T E"]:
+        gate_up = self.gate_up[...]  # [2, F, E]
+        y = matmul(x, gate_up.reshape(-1, gate_up.shape[-1])).reshape(-1, *gate_up.shape[:-1])
+        if self.gate_up_bias is not None:
+            y = y + self.gate_up_bias[...][None]
+        return self.down(ACTIVATIONS[self.activation](y[:, 0]) * y[:, 1])
 
 
 class LlamaLayer(nnx.Module):
@@ -198,8 +204,9 @@ class LlamaLayer(nnx.Module):
         rotary: Rotary,
         batch: TokenBatch | None,
     ) -> tuple[Float[Array, "T E"], LayerCache | None]:
-        x, cache = self.attention(self.attention_norm(x), x, rotary, cache, batch)
-        return self.mlp(self.mlp_norm(x), x), cache
+        y, cache = self.attention(self.attention_norm(x), rotary, cache, batch)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class Llama(nnx.Module):

@@ -15,9 +15,16 @@ from .attention import LayerCache, attend
 from .batch import TokenBatch
 from .checkpoint_map import CheckpointMap, Piece
 from .functional import run_layers
-from .layers import Embedding, LayerNorm, Linear, check_activation, weight
+from .layers import (
+    ACTIVATIONS,
+    Embedding,
+    LayerNorm,
+    Linear,
+    check_activation,
+    matmul,
+    weight,
+)
 from .llama import qkv_indices
-from .products import ACTIVATIONS, matmul
 
 _POSITION_OFFSET = 2
 """Rows of the position table before that of position 0."""

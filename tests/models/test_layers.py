@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from quire.errors import UnsupportedModelError
-from quire.models import layers, products
+from quire.models import layers
 
 X = np.random.default_rng(0).normal(2, 3, (5, 6)).astype(np.float32)
 INPUT = jnp.asarray(X)
@@ -26,6 +26,12 @@ def test_linear_keeps_the_orientation_of_checkpoints() -> None:
     np.testing.assert_allclose(layer(INPUT), X @ weight.T + [1, 2, 3], rtol=1e-5)
     assert layer.weight.get_metadata()["axes"] == ("mlp", "embed")
     assert layer.bias.get_metadata()["axes"] == ("mlp",)
+
+
+def test_matmul_works_in_the_type_of_the_weight() -> None:
+    weight = jnp.ones((2, 6), jnp.bfloat16)
+    assert layers.matmul(INPUT, weight).dtype == jnp.bfloat16
+    assert layers.matmul(INPUT, weight, jnp.float32).dtype == jnp.float32
 
 
 def test_rms_norm() -> None:
@@ -80,7 +86,7 @@ def test_embedding_looks_up_and_scores() -> None:
 )
 def test_activations(name: str, at_one: float) -> None:
     assert layers.check_activation(name) == name
-    got = products.ACTIVATIONS[name](jnp.asarray([1.0, -30.0]))
+    got = layers.ACTIVATIONS[name](jnp.asarray([1.0, -30.0]))
     np.testing.assert_allclose(got, [at_one, 0.0], atol=1e-6)
 
 

@@ -9,19 +9,27 @@ is set, so the gaps are an upper bound. Prints a table.
 
 import argparse
 import collections
+import functools
 import glob
 import re
 import tempfile
+from collections.abc import Callable
 
 import jax
 import llama_8b
 import workloads
 
 
-def device_events(folder: str) -> list[tuple[float, float, str]]:
-    """(start, duration, name) of all kernels and copies of the GPU, in microseconds, in order."""
-    [path] = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-    data = jax.profiler.ProfileData.from_file(path)
+def device_events(run: Callable[[], object]) -> list[tuple[float, float, str]]:
+    """Of all kernels and copies of a run on the GPU, in order: start and duration in us, and name.
+
+    `run` must wait for what it starts.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        [path] = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        data = jax.profiler.ProfileData.from_file(path)
     events = [
         (event.start_ns / 1e3, event.duration_ns / 1e3, event.name)
         for plane in data.planes
@@ -43,6 +51,7 @@ def idle(events: list[tuple[float, float, str]]) -> float:
 
 
 def table(events: list[tuple[float, float, str]], top: int) -> None:
+    """Prints the `top` kernels by their time, those that differ in a number as one."""
     total: dict[str, float] = collections.defaultdict(float)
     count: dict[str, int] = collections.defaultdict(int)
     for _, duration, name in events:
@@ -70,12 +79,9 @@ def main() -> None:
             prompts = prompts[: options.requests]
             lengths = [min(n, options.tokens or n) for n in lengths[: options.requests]]
             workloads.timed(engine, prompts, lengths, 1)
-            engine.reset_prefix_cache()
-            with tempfile.TemporaryDirectory() as folder:
-                with jax.profiler.trace(folder):
-                    workloads.run(engine, prompts, lengths)
-                print(f"== {name}")
-                table(device_events(folder), options.top)
+            events = device_events(functools.partial(workloads.run, engine, prompts, lengths))
+            print(f"== {name}")
+            table(events, options.top)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Prints one JSON line a case.
 import argparse
 import functools
 import json
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -33,13 +32,17 @@ def seconds(kernels: str, call: Callable[..., Any], *args: Any) -> float:
 
     By the profiler, since launches would add some 25 us to what a clock measures.
     """
-    for _ in range(3):
-        jax.block_until_ready(call(*args))
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(RUNS):
-                jax.block_until_ready(call(*args))
-        events = device_events(folder)
+
+    def run() -> None:
+        for _ in range(RUNS):
+            jax.block_until_ready(call(*args))
+
+    run()
+    events = device_events(run)
+    if not any(kernels in name for _, _, name in events):
+        raise LookupError(
+            f"no kernel named {kernels!r} ran, but { ({name for *_, name in events}) }"
+        )
     return sum(took for _, took, name in events if kernels in name) / RUNS / 1e6
 
 

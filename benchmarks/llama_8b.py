@@ -3,10 +3,10 @@
 import json
 import subprocess
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import quire
 from quire import Engine
 
 CONFIG = {
@@ -56,15 +56,6 @@ def conditions() -> dict[str, str]:
     return {
         "device": device.device_kind,
         "jax": jax.__version__,
-        "quire": version("quire") if _installed() else "checkout",
+        "quire": quire.__version__,
         "commit": commit or "unknown",
     }
-
-
-def _installed() -> bool:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        return bool(version("quire"))
-    except PackageNotFoundError:
-        return False

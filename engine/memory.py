@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from ..errors import MemoryBudgetError
+from ..pallas_kernels.decode_splits import MOST_SPLITS
 from .device_state import RunnerConfig, new_tables
 from .options import EngineOptions
 
@@ -21,8 +22,6 @@ CPU_CACHE_BYTES = 256 * 2**20
 
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _JAX_DEFAULT = 0.75
-_MOST_SPLITS = 32
-"""Parts that attention cuts a row into, at most."""
 _SCRATCH_SHARE = 0.04
 """Share of a GPU beyond `gpu_memory_utilization` that JAX may take while it compiles."""
 
@@ -128,7 +127,7 @@ def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     heads = (model.num_heads + 2 * model.num_kv_heads) * spec.cache_head_dim
     values = largest.tokens * (3 * model.hidden_size + 3 * widest // 2 + heads)
     logits = 3 * largest.rows * model.vocab_size
-    partial = _MOST_SPLITS * largest.rows * heads
+    partial = MOST_SPLITS * largest.rows * heads
     return max(values * spec.dtype.itemsize, logits * 4, partial * 4) * 9 // 8
 
 

@@ -5,13 +5,16 @@ length and on shapes, not on other rows, so a row gives the same bits in every b
 rows. Letters as in `reference`; I splits, F fields.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Int
 
 BLOCK = 64
 """Tokens of a step of the kernel; splits are whole multiples of it."""
+MOST_SPLITS = 32
+"""Of a row, unless there are so few rows that cores would idle."""
 
 
 class Splits(NamedTuple):
@@ -46,16 +49,16 @@ def splits(
     limit = split_tokens or _limit(len(lengths) * bundles, longest, cores)
     # splits of a row that would give each core a piece
     wanted = 0 if split_tokens else cores // (len(lengths) * bundles)
-    most = max(_ceil(longest, limit), min(wanted, _ceil(longest, BLOCK)))
+    most = max(pl.cdiv(longest, limit), min(wanted, pl.cdiv(longest, BLOCK)))
 
     start = jnp.maximum(lengths - window, 0) if window else jnp.zeros_like(lengths)
     base = start - start % chunk
     tokens = lengths - base
     # where cores would idle: up to 8 splits of one block, then of two
-    count = jnp.maximum(jnp.minimum(_ceil(tokens, BLOCK), 8), _ceil(tokens, 2 * BLOCK))
-    count = jnp.maximum(jnp.minimum(count, wanted), _ceil(tokens, limit))
-    size = _ceil(_ceil(tokens, jnp.maximum(count, 1)), BLOCK) * BLOCK
-    count = _ceil(tokens, jnp.maximum(size, 1))
+    count = jnp.maximum(jnp.minimum(pl.cdiv(tokens, BLOCK), 8), pl.cdiv(tokens, 2 * BLOCK))
+    count = jnp.maximum(jnp.minimum(count, wanted), pl.cdiv(tokens, limit))
+    size = pl.cdiv(pl.cdiv(tokens, jnp.maximum(count, 1)), BLOCK) * BLOCK
+    count = pl.cdiv(tokens, jnp.maximum(size, 1))
 
     row = jnp.arange(len(lengths) + 1, dtype=lengths.dtype)
     mine = jnp.append(size, jnp.full_like(size[:1], -1))[:, None]
@@ -80,8 +83,4 @@ def splits(
 
 def _limit(pieces: int, longest: int, cores: int) -> int:
     """Tokens of a split: few, lest a core be left with one at the end, but not too many splits."""
-    return max(1024 if pieces >= 4 * cores else 512, _ceil(longest, 32 * BLOCK) * BLOCK)
-
-
-def _ceil(x: Any, y: Any) -> Any:
-    return -(-x // y)
+    return max(1024 if pieces >= 4 * cores else 512, pl.cdiv(longest, MOST_SPLITS * BLOCK) * BLOCK)

@@ -203,7 +203,7 @@ def _call(plan: _Plan, count: int, tokens: int, dtype: Any) -> Callable[..., Arr
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if plan.interpret else None,
-        kernel_name="hopper_prefill",
+        kernel_name="paged_prefill",
     )
 
 

@@ -87,10 +87,7 @@ def _add_throughput(benchmarks: Subparsers) -> None:
     parser = _add(benchmarks, "throughput", "tokens a second of many prompts at once", THROUGHPUT)
     _add_model(parser)
     _add_prompts(parser)
-    _add_runs(parser, 3)
-    _add_common(parser)
-    _add_sampling(parser)
-    _add_engine(parser)
+    _add_timed(parser, 3)
 
 
 def _add_latency(benchmarks: Subparsers) -> None:
@@ -99,10 +96,7 @@ def _add_latency(benchmarks: Subparsers) -> None:
     _number(parser, "--batch-size", COUNT, 8, "prompts, which run together")
     _number(parser, "--input-len", COUNT, 32, "tokens of a prompt")
     _number(parser, "--output-len", COUNT, 128, "tokens generated for a prompt")
-    _add_runs(parser, 10)
-    _add_common(parser)
-    _add_sampling(parser)
-    _add_engine(parser)
+    _add_timed(parser, 10)
 
 
 def _add_startup(benchmarks: Subparsers) -> None:
@@ -166,11 +160,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-tokenizer-init", action="store_true", help=text)
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    # prompts of known lengths need few programs, and warm-up runs compile them
-    add_engine_options(parser, enforce_eager=True)
-
-
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="FILE", help="JSON lines of prompts")
     parser.add_argument(
@@ -192,9 +181,14 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_runs(parser: argparse.ArgumentParser, runs: int) -> None:
+def _add_timed(parser: argparse.ArgumentParser, runs: int) -> None:
+    """What the benchmarks take that run prompts through an engine."""
     _number(parser, "--warmup-runs", COUNT_OR_NONE, 1, "runs before those that are timed")
     _number(parser, "--runs", COUNT, runs, "runs that are timed")
+    _add_common(parser)
+    _add_sampling(parser)
+    # prompts of known lengths need few programs, and warm-up runs compile them
+    add_engine_options(parser, enforce_eager=True)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

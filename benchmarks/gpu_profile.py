@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="at most N output tokens a request")
     parser.add_argument("--top", type=int, default=30)
     options = parser.parse_args()
-    with llama_8b.make_engine(enforce_eager=True, use_tqdm_on_load=False) as engine:
+    with llama_8b.make_greedy_engine(use_tqdm_on_load=False) as engine:
         for name in options.names:
             prompts, lengths = workloads.prompts_of(name)
             prompts = prompts[: options.requests]

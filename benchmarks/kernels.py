@@ -1,14 +1,15 @@
-"""Attention kernels beside the ceilings of the same GPU, measured in the same run.
+"""Kernels beside the ceilings of the same GPU, measured in the same run.
 
     python benchmarks/kernels.py [--twin]
 
-Shape of Llama-3.1-8B's attention, bfloat16, pages of 64 tokens in random order. Decode is given in
-TB/s of K and V read, prefill in TFLOP/s of the causal half, the KV write in TB/s read and written.
-Prints one JSON line a case.
+Shapes of Llama-3.1-8B, bfloat16, pages of 64 tokens in random order. Decode is given in TB/s of K
+and V read, prefill in TFLOP/s of the causal half, what writes K and V and what norms in TB/s read
+and written, the gated product in TB/s of its weight and in TFLOP/s. Prints one JSON line a case.
 """
 
 import argparse
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +21,19 @@ from gpu_profile import device_events
 from jaxtyping import Array
 from llama_8b import conditions
 
-from quire.pallas_kernels import hopper_decode, hopper_prefill, kv_write, reference
+from quire.pallas_kernels import (
+    block_reference,
+    hopper_decode,
+    hopper_gated_matmul,
+    hopper_prefill,
+    kv_write,
+    reference,
+    rope_write,
+    row_norm,
+)
 
 HEADS, KV_HEADS, SIZE, PAGE = 32, 8, 128, 64
+WIDTH, INNER = 4096, 14336
 SCALE = SIZE**-0.5
 RUNS = 10
 
@@ -115,6 +126,44 @@ def write(twin: bool, tokens: int) -> None:
     report(f"kv_write {tokens}", 4 * k.nbytes / took / 1e12, "TB/s", took)
 
 
+def rotate_and_write(twin: bool, tokens: int) -> None:
+    k_pool, v_pool, table, _ = pool(1, 2**17, 2**17)
+    slots = (table[0, :, None] * PAGE + jnp.arange(PAGE)).reshape(-1)[:tokens]
+    qkv = normal(4, tokens, KV_HEADS, HEADS // KV_HEADS + 2, SIZE)
+    angles = jax.random.normal(jax.random.key(5), (tokens, SIZE // 2))
+    pools = [k_pool, v_pool]
+    write = block_reference.rope_write if twin else rope_write.rope_write
+    kernel = jax.jit(write, donate_argnums=(0, 1))
+
+    def call() -> list[Array]:
+        _, *pools[:] = kernel(*pools, qkv, jnp.cos(angles), jnp.sin(angles), slots)
+        return pools
+
+    took = seconds("" if twin else "rope_write", call)
+    report(f"rope_write {tokens}", 2 * qkv.nbytes / took / 1e12, "TB/s", took)
+
+
+def norm(twin: bool, tokens: int) -> None:
+    x, y, weight = normal(6, tokens, WIDTH), normal(7, tokens, WIDTH), normal(8, WIDTH)
+    add = block_reference.add_rms_norm if twin else row_norm.add_rms_norm
+    took = seconds(
+        "" if twin else "add_rms_norm", jax.jit(functools.partial(add, eps=1e-5)), x, y, weight
+    )
+    report(f"add_rms_norm {tokens}", 4 * x.nbytes / took / 1e12, "TB/s", took)
+
+
+def gate(twin: bool, tokens: int) -> None:
+    # several weights, since L2 would hold a good part of one
+    ws = itertools.cycle([normal(seed, 2, INNER, WIDTH) / WIDTH**0.5 for seed in (9, 10, 11)])
+    x = normal(12, tokens, WIDTH)
+    multiply = block_reference.gated_matmul if twin else hopper_gated_matmul.gated_matmul
+    kernel = jax.jit(functools.partial(multiply, activation="silu"))
+    took = seconds("" if twin else "gated_matmul", lambda: kernel(x, next(ws)))
+    work = 4 * INNER * WIDTH
+    report(f"gated_matmul {tokens}", work * tokens / took / 1e12, "TFLOP/s", took)
+    report(f"gated_matmul {tokens}", work / took / 1e12, "TB/s", took)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--twin", action="store_true", help="time the jnp twins, not the kernels")
@@ -129,6 +178,11 @@ def main() -> None:
         prefill(twin, rows, length)
     for tokens in (1, 64, 8192):
         write(twin, tokens)
+        rotate_and_write(twin, tokens)
+    for tokens in (1, 64, 512):
+        norm(twin, tokens)
+    for tokens in (64, 256, 8192):
+        gate(twin, tokens)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import quire
 from quire import Engine
+from quire.engine.buckets import Buckets, Program, Variant
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -43,6 +45,17 @@ def make_folder(**changes: Any) -> Path:
 def make_engine(**options: Any) -> Engine:
     """The engine; `options` go over those of the peer."""
     return Engine(make_folder(), **(OPTIONS | options))
+
+
+def make_greedy_engine(**options: Any) -> Engine:
+    """An engine that compiles its greedy programs ahead, and others only when they are needed."""
+    every = Buckets.programs
+
+    def greedy(buckets: Buckets) -> list[Program]:
+        return [program for program in every(buckets) if program.variant == Variant.GREEDY]
+
+    with mock.patch.object(Buckets, "programs", greedy):
+        return make_engine(**options)
 
 
 def conditions() -> dict[str, str]:

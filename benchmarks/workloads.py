@@ -4,7 +4,7 @@
 
 Llama-3.1-8B's shape, random weights, greedy, ends of text ignored. The prefix cache is emptied
 before every run. "ms a step" is (run - the same prompts with one output token) / (tokens - 1).
-Prints one JSON line a workload; seconds are medians of the runs, after two to warm up.
+Prints one JSON line a workload; seconds are medians of the runs, after one to warm up.
 """
 
 import argparse
@@ -47,8 +47,7 @@ def run(engine: Engine, prompts: list[list[int]], lengths: list[int]) -> float:
 
 
 def timed(engine: Engine, prompts: list[list[int]], lengths: list[int], runs: int) -> list[float]:
-    """Seconds of each of `runs` runs, after one that compiles what is missing and one more."""
-    run(engine, prompts, lengths)
+    """Seconds of each of `runs` runs, after one to warm up."""
     engine.wait_until_ready()
     run(engine, prompts, lengths)
     return [run(engine, prompts, lengths) for _ in range(runs)]
@@ -85,8 +84,7 @@ def main() -> None:
     if unknown := set(options.names) - set(names):
         parser.error(f"unknown workloads {sorted(unknown)}; there are {', '.join(names)}")
     started = time.perf_counter()
-    # compiles what the workloads need, not every program
-    with llama_8b.make_engine(enforce_eager=True, use_tqdm_on_load=False) as engine:
+    with llama_8b.make_greedy_engine(use_tqdm_on_load=False) as engine:
         start = round(time.perf_counter() - started, 1)
         for name in options.names or names:
             figures = measure(engine, name, options.runs) | llama_8b.conditions()

@@ -73,10 +73,10 @@ def assemble(options: EngineOptions) -> Assembly:
     """Finds the model, starts compiling, and loads the weights meanwhile."""
     started = time.monotonic()
     reserve_gpu_memory(options.gpu_memory_utilization)
-    _use_compilation_cache(options.compilation_cache_dir)
+    program_cache = _use_compilation_cache(options.compilation_cache_dir)
     spec = find_spec(options)
     config = _runner_config(spec, options)
-    runner = ModelRunner(spec, config)
+    runner = ModelRunner(spec, config, program_cache)
     try:
         tokenizer = None if options.skip_tokenizer_init else _load_tokenizer(spec, options)
         runner.start(load_weights(spec, options))
@@ -105,17 +105,21 @@ def assemble(options: EngineOptions) -> Assembly:
     )
 
 
-def _use_compilation_cache(folder: str | None) -> None:
-    """Turns on JAX's persistent cache, unless the program has set one itself."""
-    if folder is None or jax.config.jax_compilation_cache_dir:  # pyright: ignore
-        return
+def _use_compilation_cache(folder: str | None) -> Path | None:
+    """Turns on JAX's persistent cache, unless the program has set one itself.
+
+    Returns the folder for traced programs, None with `compilation_cache_dir=None`.
+    """
+    if folder is None:
+        return None
     if folder == "auto":
-        folder = str(
-            Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "quire" / "xla"
-        )
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        folder = os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/quire"
+    caches = Path(folder).expanduser()
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore
+        jax.config.update("jax_compilation_cache_dir", str(caches / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return caches / "programs"
 
 
 def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:

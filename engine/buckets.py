@@ -93,13 +93,18 @@ class Buckets:
     growth: int = 2
     """Factor between neighbouring mixed shapes: 2 wastes little, 4 compiles less."""
     fine: bool = False
-    """More decode shapes, where padded rows cost time."""
+    """More decode shapes of the frequent variants, where padded rows cost time."""
     one_program: bool = False
     """Only the largest mixed shape, in the variant FULL, for results that are always the same."""
 
     @property
     def decode_rows(self) -> tuple[int, ...]:
-        return _fine_ladder(self.max_num_seqs) if self.fine else _ladder(1, self.max_num_seqs, 2)
+        return self._decode_rows(Variant.GREEDY)
+
+    def _decode_rows(self, variant: Variant) -> tuple[int, ...]:
+        if self.fine and variant <= Variant.SAMPLED:
+            return _fine_ladder(self.max_num_seqs)
+        return _ladder(1, self.max_num_seqs, 2)
 
     @property
     def mixed_tokens(self) -> tuple[int, ...]:
@@ -110,7 +115,7 @@ class Buckets:
         """The smallest decode program for `rows` rows."""
         if self.one_program:
             return self.largest
-        fitting = next(r for r in self.decode_rows if r >= rows)
+        fitting = next(r for r in self._decode_rows(variant) if r >= rows)
         return Program(decode=True, tokens=fitting, rows=fitting, variant=variant)
 
     def mixed(self, tokens: int, variant: Variant) -> Program:

@@ -1,5 +1,6 @@
 """From a program's name to something XLA can compile: every shape of an engine in one place."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,6 +18,7 @@ from .device_state import (
     write_bias_row,
     write_table_rows,
 )
+from .program_cache import ProgramCache
 from .programs import Key
 from .step import make_step
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from .model import ModelSpec
 
 
+_Part = tuple[Any, tuple[int, ...], tuple[Any, ...]]
+"""A jitted function, which of its arguments it donates, and their shapes."""
 _FEW_ROWS = 16
 """Up to here XLA's own kernels read weights faster than cuBLASLt's; beyond it is the reverse."""
 
@@ -43,17 +47,22 @@ def compiler_options(key: Key) -> dict[str, bool]:
 class Lowering:
     """Lowers the programs of one model at one set of sizes. Uses no device memory."""
 
-    def __init__(self, spec: "ModelSpec", config: RunnerConfig) -> None:
+    def __init__(self, spec: "ModelSpec", config: RunnerConfig, cache: Path | None = None) -> None:
+        """`cache` is a folder for traced programs; None traces them in every process."""
         self._spec = spec
         self._config = config
         self._state = jax.eval_shape(lambda: new_state(spec, config))
         self._tables = jax.eval_shape(lambda: new_tables(spec, config))
+        # the config is what a graph definition is made from
+        identity = (spec.architecture, spec.config, spec.shapes, self._state, self._tables, config)
+        self._cache = ProgramCache(cache, identity)
 
     def __call__(self, key: Key) -> jax.stages.Lowered:
         """The lowered program of `key`; its arguments are as in `make_step` or `device_state`."""
-        return self._step(key) if isinstance(key, Program) else self._auxiliary(key)
+        part = self._step(key) if isinstance(key, Program) else self._auxiliary(key)
+        return self._cache.lower(key, *part)
 
-    def _step(self, program: Program) -> jax.stages.Lowered:
+    def _step(self, program: Program) -> _Part:
         page_size = self._config.page_size
         step = make_step(
             self._spec.graphdef,
@@ -63,10 +72,11 @@ class Lowering:
         )
         tables = self._tables if program.variant >= Variant.PENALIZED else None
         packed = jax.ShapeDtypeStruct((Layout.of(program, page_size).size,), jnp.int32)
-        jitted = jax.jit(step, donate_argnums=(1, 2))
-        return jitted.lower(self._spec.shapes, self._state, tables, packed)
+        donated = (1, 2)
+        jitted = jax.jit(step, donate_argnums=donated)
+        return jitted, donated, (self._spec.shapes, self._state, tables, packed)
 
-    def _auxiliary(self, key: Auxiliary) -> jax.stages.Lowered:
+    def _auxiliary(self, key: Auxiliary) -> _Part:
         vocab, width = self._spec.config.vocab_size, self._spec.config.hidden_size
         slot = jax.ShapeDtypeStruct((), jnp.int32)
         counts = jax.ShapeDtypeStruct((vocab,), jnp.uint16)
@@ -76,15 +86,15 @@ class Lowering:
         patches = jax.ShapeDtypeStruct((AUXILIARY_PATCHES, 3), jnp.int32)
         match key:
             case Auxiliary.PATCH_PAGES:
-                return apply_patches.lower(self._state, patches)
+                return apply_patches, (0,), (self._state, patches)
             case Auxiliary.WRITE_TABLES:
-                return write_table_rows.lower(self._tables, slot, counts, bias)
+                return write_table_rows, (0,), (self._tables, slot, counts, bias)
             case Auxiliary.WRITE_BIAS:
-                return write_bias_row.lower(self._tables, slot, bias)
+                return write_bias_row, (0,), (self._tables, slot, bias)
             case Auxiliary.TOP_LOGPROBS:
-                return jax.jit(self._top_logprobs).lower(self._spec.shapes, hidden, targets)
+                return jax.jit(self._top_logprobs), (), (self._spec.shapes, hidden, targets)
             case Auxiliary.ALL_LOGPROBS:
-                return jax.jit(self._all_logprobs).lower(self._spec.shapes, hidden)
+                return jax.jit(self._all_logprobs), (), (self._spec.shapes, hidden)
 
     def _top_logprobs(
         self, params: dict[str, jax.Array], hidden: jax.Array, targets: jax.Array

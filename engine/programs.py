@@ -1,7 +1,9 @@
 """Compiles programs ahead of time, in threads, in the order of demand."""
 
+import contextlib
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import EngineClosedError
@@ -9,6 +11,21 @@ from .buckets import Auxiliary, Program
 
 Compiled = Callable[..., Any]
 Key = Program | Auxiliary
+
+
+@contextlib.contextmanager
+def _yielding() -> Iterator[None]:
+    """Makes Python hand its lock over soon, since steps go on meanwhile. For one thread at a time.
+
+    A thread that waits for the device takes the lock three times a step, and Python lets it wait
+    for 5 ms each time.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class Programs:
@@ -138,7 +155,7 @@ class Programs:
 
     def _compile(self, program: Key) -> None:
         try:
-            with self._lowering:
+            with self._lowering, _yielding():
                 lowered = self._lower(program)
             compiled = lowered.compile(compiler_options=self._options(program) or None)
         except BaseException as error:

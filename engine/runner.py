@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,14 +25,20 @@ if TYPE_CHECKING:
 class ModelRunner:
     """Turns a `Schedule` into a dispatched step. Only the two `_logprobs` methods wait for it."""
 
-    def __init__(self, spec: "ModelSpec", config: RunnerConfig) -> None:
-        """Starts to compile what is needed first; `start` brings the weights, loaded meanwhile."""
+    def __init__(
+        self, spec: "ModelSpec", config: RunnerConfig, program_cache: Path | None = None
+    ) -> None:
+        """Starts to compile what is needed first; `start` brings the weights, loaded meanwhile.
+
+        Args:
+            program_cache: a folder for traced programs, see `ProgramCache`.
+        """
         self._spec = spec
         self._config = config
         self._params: dict[str, jax.Array] = {}
         self._builder = BatchBuilder(config.num_slots, config.page_size)
         self.programs = Programs(
-            Lowering(spec, config),
+            Lowering(spec, config, program_cache),
             (*config.buckets.programs(), *Auxiliary),
             options=compiler_options,
             first=2,

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..pallas_kernels import reference
+from ..pallas_kernels import block_reference, reference
+from . import hopper
 from .batch import TokenBatch
 from .layers import precision
 
@@ -17,6 +18,8 @@ log = logging.getLogger("quire")
 
 LayerCache = tuple[Float[Array, "P S Hkv D"], Float[Array, "P S Hkv D"]]
 """One layer's pool of K and of V pages."""
+Rotary = tuple[Float[Array, "T X/2"], Float[Array, "T X/2"]]
+"""Cosine and sine of the angles of each token, see `RopeConfig.cos_sin`."""
 
 
 @jax.named_scope("attention")
@@ -51,12 +54,38 @@ def attend(
     q, k, v = (_widen(x, stored) for x in (q, k, v))
     paged = _paged(jax.default_backend(), str(cache[0].dtype), size, q.shape[1] // k.shape[1])
     cache = paged.write(*cache, k, v, batch.write_index)
-    options = {"scale": scale, "window": window, "soft_cap": soft_cap}
-    if batch.decode:
-        out = paged.decode(q, *cache, batch.page_table, batch.lengths, **options)
-    else:
-        out = _mixed(paged, q, cache, batch, **options)
+    out = _over_pages(paged, q, cache, batch, scale=scale, window=window, soft_cap=soft_cap)
     return out[..., :size], cache
+
+
+@jax.named_scope("attention")
+def attend_rotary(
+    qkv: Float[Array, "T Hkv G+2 D"],
+    rotary: Rotary,
+    cache: LayerCache | None,
+    batch: TokenBatch | None,
+    **options: Any,
+) -> tuple[Float[Array, "T Hkv*G D"], LayerCache | None]:
+    """`attend` with its `options`, after queries and keys are rotated, in fewer kernels.
+
+    Args:
+        qkv: the G queries of each KV head, its key and its value.
+    """
+    size = qkv.shape[-1]
+    if cache is None or batch is None or cache[0].shape[-1] != size:
+        q, k, v = split_heads(qkv)
+        q, k = block_reference.rotate(q, *rotary), block_reference.rotate(k, *rotary)
+        return attend(q, k, v, cache, batch, **options)
+    paged = _paged(jax.default_backend(), str(cache[0].dtype), size, qkv.shape[2] - 2)
+    q, *written = paged.rope_write(*cache, qkv, *rotary, batch.write_index)
+    cache = (written[0], written[1])
+    return _over_pages(paged, q, cache, batch, **options), cache
+
+
+def split_heads(qkv: Float[Array, "T Hkv G+2 D"]) -> tuple[Array, Array, Array]:
+    """q [T, Hkv * G, D], k and v [T, Hkv, D]."""
+    q = qkv[:, :, :-2]
+    return q.reshape(q.shape[0], -1, q.shape[-1]), qkv[:, :, -2], qkv[:, :, -1]
 
 
 class PoolLayout(NamedTuple):
@@ -70,7 +99,9 @@ class PoolLayout(NamedTuple):
 
 def pool_layout(backend: str, dtype: str, head_dim: int, groups: int) -> PoolLayout:
     """The pool's layout for heads of `head_dim`, `groups` query heads a KV head."""
-    if _why_not(backend, dtype, head_dim, groups) is not None:
+    reason = _why_not(backend, dtype, head_dim, groups)
+    _announce(dtype, head_dim, reason)
+    if reason is not None:
         return PoolLayout(head_dim, 16)
     return PoolLayout(next(size for size in _SIZES if size >= head_dim), 64)
 
@@ -85,8 +116,17 @@ class _Paged(NamedTuple):
     """Attention over pages, by the signatures of `pallas_kernels.reference`."""
 
     write: Callable[..., LayerCache]
+    rope_write: Callable[..., tuple[Array, Array, Array]]
     decode: Callable[..., Array]
     prefill: Callable[..., Array]
+
+
+def _over_pages(
+    paged: _Paged, q: Float[Array, "T Hq D"], cache: LayerCache, batch: TokenBatch, **options: Any
+) -> Float[Array, "T Hq D"]:
+    if batch.decode:
+        return paged.decode(q, *cache, batch.page_table, batch.lengths, **options)
+    return _mixed(paged, q, cache, batch, **options)
 
 
 def _mixed(
@@ -109,35 +149,48 @@ def _mixed(
     return out.at[:rows].set(jnp.where(single[:, None, None], decoded, out[:rows]))
 
 
-_TWINS = _Paged(reference.kv_write, reference.paged_decode, reference.paged_prefill)
+_TWINS = _Paged(
+    reference.kv_write,
+    block_reference.rope_write,
+    reference.paged_decode,
+    reference.paged_prefill,
+)
 _SIZES = (64, 96, 128, 256)
 """Head sizes the kernels know; others are padded to the next."""
 
 
 @functools.cache
 def _paged(backend: str, dtype: str, size: int, groups: int) -> _Paged:
-    """The kernels where they can run, else their twins; says once which, and why."""
-    reason = _why_not(backend, dtype, size, groups)
+    """The kernels where they can run, else their twins."""
+    if _why_not(backend, dtype, size, groups) is not None:
+        return _TWINS
+    from ..pallas_kernels import (  # slow to import
+        hopper_decode,
+        hopper_prefill,
+        kv_write,
+        rope_write,
+    )
+
+    return _Paged(
+        kv_write.kv_write,
+        rope_write.rope_write,
+        hopper_decode.paged_decode,
+        hopper_prefill.paged_prefill,
+    )
+
+
+@functools.cache
+def _announce(dtype: str, size: int, reason: str | None) -> None:
+    """Says once which attention runs, and why."""
     name = "Hopper kernels" if reason is None else f"the plain reference, since {reason}"
     log.info("attention over %s pages, heads of %d: %s", dtype, size, name)
-    if reason is not None:
-        return _TWINS
-    from ..pallas_kernels import hopper_decode, hopper_prefill, kv_write  # slow to import
-
-    return _Paged(kv_write.kv_write, hopper_decode.paged_decode, hopper_prefill.paged_prefill)
 
 
 def _why_not(backend: str, dtype: str, size: int, groups: int) -> str | None:
     """What keeps the kernels from running; None where nothing does."""
-    if backend != "gpu":
-        return f"JAX runs on {backend}"
-    if jax.__version_info__ < (0, 11, 2):
-        return f"the kernels need jax 0.11.2, this is {jax.__version__}"
-    capability = getattr(jax.devices()[0], "compute_capability", "0")
-    if int(float(capability)) != 9:
-        return f"the kernels are for compute capability 9 (Hopper), this GPU has {capability}"
-    if dtype not in ("bfloat16", "float16"):
-        return f"the kernels know bfloat16 and float16, not {dtype}"
+    reason = hopper.why_not(backend, dtype)
+    if reason is not None:
+        return reason
     if size > _SIZES[-1]:
         return f"the kernels know heads of at most {_SIZES[-1]}, not {size}"
     if groups > 16:

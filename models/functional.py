@@ -7,18 +7,19 @@ import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .layers import INITIALIZERS, Axes
 
 Params = dict[str, Array]
 LayerCache = tuple[Array, Array]
+T = TypeVar("T")
 
 
 def _named_variables(state: nnx.State[Any, Any]) -> list[tuple[str, nnx.Param[Any]]]:
@@ -71,10 +72,10 @@ def run_layer(layer: nnx.Module, *args: Any) -> Any:
 
 def run_layers(
     layers: Iterable[nnx.Module],
-    x: Float[Array, "T E"],
+    x: T,
     cache: tuple[LayerCache, ...] | None,
     *args: Any,
-) -> tuple[Float[Array, "T E"], tuple[LayerCache, ...] | None]:
+) -> tuple[T, tuple[LayerCache, ...] | None]:
     """Runs x, cache = layer(x, cache, *args) down the layers, each with its part of the cache."""
     if cache is None:
         for layer in layers:

@@ -11,13 +11,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ..pallas_kernels.block_reference import rotate
 from . import hf_config, rope
-from .attention import LayerCache, attend
+from .attention import LayerCache, Rotary, attend, attend_rotary, split_heads
 from .batch import TokenBatch
+from .block import add_norm, gated_matmul
 from .checkpoint_map import CheckpointMap, Piece
 from .functional import run_layers
 from .layers import (
-    ACTIVATIONS,
     Embedding,
     Linear,
     RMSNorm,
@@ -25,8 +26,6 @@ from .layers import (
     matmul,
     weight,
 )
-
-Rotary = tuple[Float[Array, "T D/2"], Float[Array, "T D/2"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,21 +136,19 @@ class Attention(nnx.Module):
         cache: LayerCache | None,
         batch: TokenBatch | None,
     ) -> tuple[Float[Array, "T E"], LayerCache | None]:
-        q, k, v = self._project(x)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope.apply(q, *rotary), rope.apply(k, *rotary)
-        y, cache = attend(q, k, v, cache, batch, scale=self.scale, window=self.window)
+        qkv, options = self._project(x), {"scale": self.scale, "window": self.window}
+        if self.q_norm is None or self.k_norm is None:
+            y, cache = attend_rotary(qkv, rotary, cache, batch, **options)
+        else:
+            q, k, v = split_heads(qkv)
+            q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
+            y, cache = attend(q, k, v, cache, batch, **options)
         return self.out(y.reshape(x.shape[0], -1)), cache
 
-    def _project(self, x: Float[Array, "T E"]) -> tuple[Array, Array, Array]:
-        """q [T, Hq, D], k and v [T, Hkv, D]."""
+    def _project(self, x: Float[Array, "T E"]) -> Float[Array, "T Hkv G+2 D"]:
         qkv = self.qkv[...]  # [Hkv, G + 2, D, E]
         y = matmul(x, qkv.reshape(-1, qkv.shape[-1])).reshape(-1, *qkv.shape[:-1])
-        if self.qkv_bias is not None:
-            y = y + self.qkv_bias[...][None]
-        q, k, v = y[:, :, :-2], y[:, :, -2], y[:, :, -1]
-        return q.reshape(x.shape[0], -1, q.shape[-1]), k, v
+        return y if self.qkv_bias is None else y + self.qkv_bias[...][None]
 
 
 def _head_norm(config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> RMSNorm:
@@ -178,11 +175,12 @@ class GatedMLP(nnx.Module):
 
     @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        gate_up = self.gate_up[...]  # [2, F, E]
-        y = matmul(x, gate_up.reshape(-1, gate_up.shape[-1])).reshape(-1, *gate_up.shape[:-1])
-        if self.gate_up_bias is not None:
-            y = y + self.gate_up_bias[...][None]
-        return self.down(ACTIVATIONS[self.activation](y[:, 0]) * y[:, 1])
+        bias = None if self.gate_up_bias is None else self.gate_up_bias[...]
+        return self.down(gated_matmul(x, self.gate_up[...], bias, self.activation))
+
+
+Stream = tuple[Float[Array, "T E"], Float[Array, "T E"]]
+"""The residual stream: a sum and what is still to be added to it, which the next norm does."""
 
 
 class LlamaLayer(nnx.Module):
@@ -199,14 +197,15 @@ class LlamaLayer(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "T E"],
+        stream: Stream,
         cache: LayerCache | None,
         rotary: Rotary,
         batch: TokenBatch | None,
-    ) -> tuple[Float[Array, "T E"], LayerCache | None]:
-        y, cache = self.attention(self.attention_norm(x), rotary, cache, batch)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), cache
+    ) -> tuple[Stream, LayerCache | None]:
+        x, normed = add_norm(self.attention_norm, *stream)
+        y, cache = self.attention(normed, rotary, cache, batch)
+        x, normed = add_norm(self.mlp_norm, x, y)
+        return (x, self.mlp(normed)), cache
 
 
 class Llama(nnx.Module):
@@ -236,8 +235,9 @@ class Llama(nnx.Module):
         """
         positions = jnp.arange(tokens.shape[0]) if batch is None else batch.positions
         rotary = self.config.rope.cos_sin(positions)
-        x, cache = run_layers(self.layers, self.embed(tokens), cache, rotary, batch)
-        return self.norm(x), cache
+        x = self.embed(tokens)
+        stream, cache = run_layers(self.layers, (x, jnp.zeros_like(x)), cache, rotary, batch)
+        return add_norm(self.norm, *stream)[1], cache
 
     @jax.named_scope("logits")
     def logits(self, hidden: Float[Array, "N E"]) -> Float[Array, "N V"]:

@@ -53,20 +53,6 @@ class RopeConfig:
         return jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
 
 
-def apply(
-    x: Float[Array, "T H D"], cos: Float[Array, "T D/2"], sin: Float[Array, "T D/2"]
-) -> Float[Array, "T H D"]:
-    """Rotates element i with element i + half, in float32; elements behind 2 * half stay."""
-    size = 2 * cos.shape[-1]
-    pairs = x[..., :size].astype(jnp.float32).reshape(*x.shape[:2], 2, -1)
-    sin = jnp.stack([-sin, sin], axis=1)  # by the half that is rotated
-    cos, sin = (jnp.broadcast_to(f, pairs.shape) for f in (cos[:, None, None], sin[:, None]))
-    # a flip, unlike a concatenation of the halves, fuses with what comes before and after
-    rotated = pairs * cos + jnp.flip(pairs, 2) * sin
-    rotated = rotated.reshape(*x.shape[:2], size).astype(x.dtype)
-    return rotated if size == x.shape[-1] else jnp.concatenate([rotated, x[..., size:]], -1)
-
-
 def rope_parameters(hf: HfConfig) -> dict[str, Any]:
     """The rope settings of a `config.json`, old names or new, with theta and type filled in.
 

@@ -1,8 +1,8 @@
 """The process that `quire bench startup` starts: makes an engine, one token, and says when.
 
-Reads `{"model": ..., "options": {...}}` from its only argument. The last line it prints is JSON:
-moments in seconds of `time.monotonic()`, which all processes of a machine share, and the machine;
-or `{"error": ...}`, with status 2, for a user's mistake.
+Reads `{"model": ..., "options": {...}, "until_ready": ...}` from its only argument. The last line
+it prints is JSON: moments in seconds of `time.monotonic()`, which all processes of a machine share,
+and the machine; or `{"error": ...}`, with status 2, for a user's mistake.
 """
 
 import json
@@ -15,7 +15,7 @@ from ... import QuireError
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def measure(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def measure(model: str | None, options: dict[str, Any], until_ready: bool) -> dict[str, Any]:
     """When each part of a start was over."""
     moments = {"begun": time.monotonic()}
     from ... import Engine, SamplingParams
@@ -25,8 +25,9 @@ def measure(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
         moments["constructed"] = time.monotonic()
         engine.generate([PROMPT], SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
         moments["first_token"] = time.monotonic()
-        engine.wait_until_ready()
-        moments["ready"] = time.monotonic()
+        if until_ready:
+            engine.wait_until_ready()
+            moments["ready"] = time.monotonic()
     from .report import machine
 
     return {"moments": moments, "machine": machine()}
@@ -36,7 +37,7 @@ def main() -> int:
     """Prints the line; returns the exit status."""
     asked = json.loads(sys.argv[1])
     try:
-        print(json.dumps(measure(asked["model"], asked["options"])))
+        print(json.dumps(measure(**asked)))
     except QuireError as error:
         print(json.dumps({"error": str(error)}))
         return 2

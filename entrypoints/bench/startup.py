@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for number in range(args.runs):
         with tempfile.TemporaryDirectory(prefix="quire-startup-") as folder:
             for kind, starts in (("cold", cold), ("warm", warm)):
-                found = _start(args.model, {**options, "compilation_cache_dir": folder})
+                caching = {**options, "compilation_cache_dir": folder}
+                found = _start(args.model, caching, until_ready=not args.first_token_only)
                 starts.append(found["moments"])
                 machine = found["machine"]
                 seconds = _between(starts[-1:], "started", "first_token")
@@ -46,12 +47,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return record(args, machine, {"cold": _figures(cold), "warm": _figures(warm)})
 
 
-def _start(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def _start(model: str | None, options: dict[str, Any], *, until_ready: bool) -> dict[str, Any]:
     """What one process says, with the moment before it was started added to its moments.
 
     Raises QuireError for its mistakes, and where it ended otherwise.
     """
-    asked = json.dumps({"model": model, "options": options})
+    asked = json.dumps({"model": model, "options": options, "until_ready": until_ready})
     # -P: the current folder is no place to import from
     command = [sys.executable, "-P", "-m", CHILD, asked]
     started = time.monotonic()
@@ -77,7 +78,7 @@ def _environment() -> dict[str, str]:
 def _figures(starts: Sequence[dict[str, float]]) -> dict[str, Any]:
     return {
         "first_token_s": rounded(_between(starts, "started", "first_token")),
-        "ready_s": rounded(_between(starts, "started", "ready")),
+        "ready_s": rounded(_between(starts, "started", "ready")) if "ready" in starts[0] else None,
         "parts": {name: rounded(_between(starts, *ends)) for name, ends in PARTS.items()},
     }
 

@@ -103,6 +103,8 @@ def _add_startup(benchmarks: Subparsers) -> None:
     parser = _add(benchmarks, "startup", "seconds from a new process to its first token", STARTUP)
     _add_model(parser)
     _number(parser, "--runs", COUNT, 1, "pairs of a cold and a warm start; medians are given")
+    text = "do not wait for the programs that compile in the background"
+    parser.add_argument("--first-token-only", action="store_true", help=text)
     _add_common(parser)
     add_engine_options(parser, frozenset(STARTUP_OPTIONS))
 

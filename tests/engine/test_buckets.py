@@ -23,6 +23,17 @@ def test_fine_ladders_take_smaller_steps_where_rows_cost_time() -> None:
     assert Buckets(3, 8192, fine=True).decode_rows == (1, 2, 3)
 
 
+def test_rare_variants_make_do_with_few_shapes() -> None:
+    buckets = Buckets(512, 8192, fine=True)
+    rows = {variant: buckets.decode(70, variant).rows for variant in Variant}
+    assert rows == {
+        Variant.GREEDY: 80,
+        Variant.SAMPLED: 80,
+        Variant.PENALIZED: 128,
+        Variant.FULL: 128,
+    }
+
+
 def test_one_program_serves_everything() -> None:
     buckets = Buckets(8, 64, one_program=True)
     [program] = buckets.programs()

@@ -87,10 +87,10 @@ def test_padded_heads_change_nothing() -> None:
 
 
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    attention._paged.cache_clear()
+    attention._announce.cache_clear()
     with caplog.at_level(logging.INFO, "quire"):
         for _ in range(3):
-            assert attention._paged("cpu", "float32", 32, 2) is attention._TWINS
+            assert attention.pool_layout("cpu", "float32", 32, 2) == (32, 16)
     assert [record.message for record in caplog.records] == [
         "attention over float32 pages, heads of 32: the plain reference, since JAX runs on cpu"
     ]

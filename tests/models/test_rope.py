@@ -10,6 +10,7 @@ import pytest
 from quire.errors import ModelConfigError, UnsupportedModelError
 from quire.models import rope
 from quire.models.rope import RopeConfig
+from quire.pallas_kernels.block_reference import rotate
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -166,12 +167,12 @@ def test_cos_sin_are_float32_and_carry_the_attention_factor() -> None:
 def test_apply_turns_pairs_and_leaves_the_rest() -> None:
     x = jnp.asarray([[[1.0, 2.0, 0.0, 0.0, 7.0, 8.0]]])
     cos, sin = jnp.asarray([[0.0, 1.0]]), jnp.asarray([[1.0, 0.0]])
-    np.testing.assert_array_equal(rope.apply(x, cos, sin), [[[0, 2, 1, 0, 7, 8]]])
+    np.testing.assert_array_equal(rotate(x, cos, sin), [[[0, 2, 1, 0, 7, 8]]])
 
 
 def test_apply_keeps_the_type() -> None:
     x = jnp.ones((2, 1, 4), jnp.bfloat16)
-    assert rope.apply(x, *RopeConfig((1.0, 0.5)).cos_sin(jnp.arange(2))).dtype == jnp.bfloat16
+    assert rotate(x, *RopeConfig((1.0, 0.5)).cos_sin(jnp.arange(2))).dtype == jnp.bfloat16
 
 
 def test_unknown_type_lists_what_is_supported() -> None:

@@ -1,0 +1,92 @@
+"""The seam around attention: what it computes, and when kernels take over."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from quire.models import block, hopper
+from quire.models.layers import RMSNorm
+from quire.pallas_kernels import block_reference, hopper_gated_matmul, row_norm
+
+
+def noise(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@pytest.fixture
+def on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretends to run there. Only the choice can be tested without it, not what is chosen."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability="9.0")])
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
+
+
+@pytest.mark.parametrize(("activation", "gate"), [("silu", "silu"), ("gelu_new", "gelu_tanh")])
+def test_names_of_configs_and_kernels_mean_the_same(activation: str, gate: str) -> None:
+    assert block._GATES[activation] == gate
+    x, w = noise(0, 5, 8), noise(1, 2, 7, 8)
+    got = block.gated_matmul(x, w, None, activation)
+    want = block_reference.gated_matmul(x, w, activation=gate)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_bias_comes_before_the_gate() -> None:
+    x, w, bias = noise(0, 5, 8), noise(1, 2, 7, 8), noise(2, 2, 7)
+    got = block.gated_matmul(x, w, bias, "relu")
+    gate, up = (np.asarray(x) @ np.asarray(w[i]).T + bias[i] for i in range(2))
+    np.testing.assert_allclose(got, np.maximum(gate, 0) * up, atol=1e-5)
+
+
+def test_add_norm_agrees_with_the_twin() -> None:
+    norm = RMSNorm(8, 1e-5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    norm.weight.set_value(noise(2, 8))
+    x, y = noise(0, 3, 8), noise(1, 3, 8)
+    for got, want in zip(
+        block.add_norm(norm, x, y),
+        block_reference.add_rms_norm(x, y, norm.weight[...], 1e-5),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_kernels_take_over_by_type_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def kernel(x: jax.Array, *_: object, **__: object) -> jax.Array:
+        taken.append(x.shape[0])
+        return x
+
+    monkeypatch.setattr(row_norm, "add_rms_norm", kernel)
+    monkeypatch.setattr(hopper_gated_matmul, "gated_matmul", kernel)
+    norm = RMSNorm(512, 1e-5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    w = jnp.zeros((2, 1024, 512), jnp.bfloat16)
+    for rows in (1, 64, 1024):
+        x = jnp.zeros((rows, 512), jnp.bfloat16)
+        block.add_norm(norm, x, x)
+        block.gated_matmul(x, w, None, "silu")
+        block.gated_matmul(x, w, None, "relu")
+        block.gated_matmul(x.astype(jnp.float32), w, None, "silu")
+    assert taken == [1, 64, 64, 1024]  # one norm, both, one product
+
+
+def test_why_not_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hopper.why_not("cpu", "bfloat16") == "JAX runs on cpu"
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
+    assert "need jax 0.11.2" in (hopper.why_not("gpu", "bfloat16") or "")
+
+
+def test_gradients_of_a_kernel_are_those_of_its_twin() -> None:
+    """With a twin in the kernel's place, since only a GPU runs that."""
+    run = block._with_gradient(
+        block_reference.gated_matmul, block_reference.gated_matmul, activation="silu"
+    )
+    x, w = noise(0, 5, 8), noise(1, 2, 7, 8)
+    got = jax.grad(lambda x, w: run(x, w).sum(), (0, 1))(x, w)
+    want = jax.grad(lambda x, w: block.gated_matmul(x, w, None, "silu").sum(), (0, 1))(x, w)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)

@@ -6,6 +6,7 @@ else in a start whose programs are all compiled. What is stored is data, StableH
 
 import functools
 import hashlib
+import importlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from .step import StepOutput
 
 _SOURCES = ("engine", "models", "pallas_kernels", "lora", "multimodal")
 """Folders whose code decides what a program is."""
+
+_MOSAIC = b"mosaic_gpu"
+"""Is in the code of a program with kernels."""
 
 for _node in (DeviceState, TokenTables, StepOutput, sampler.LogprobResult):
     export.register_pytree_node_serialization(
@@ -55,6 +59,8 @@ class ProgramCache:
         if exported is None:
             exported = export.export(function)(*args)
             self._write(key, bytes(exported.serialize()))
+        if _MOSAIC in exported.mlir_module_serialized:
+            importlib.import_module("jax.experimental.mosaic.gpu")  # tells XLA its runtime library
         return jax.jit(exported.call, donate_argnums=donated).lower(*args)
 
     def _read(self, key: object) -> export.Exported | None:

@@ -1,6 +1,8 @@
 """What only a GPU can show. Run with `pytest -m gpu`; together they take a few minutes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,24 @@ def test_no_program_has_more_temporaries_than_the_plan(llama_folder: Path) -> No
             compiled: Any = parts.runner.programs.exactly(program)
             memory = compiled.memory_analysis()
             assert memory.temp_size_in_bytes <= planned
+
+
+def test_a_later_process_starts_from_the_programs_on_disk(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    """Kernels included: what traces them is not even imported then."""
+    options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True}
+    options["compilation_cache_dir"] = str(tmp_path)
+    code = f"""
+from quire import Engine, SamplingParams
+with Engine({str(llama_folder)!r}, **{options!r}) as engine:
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    print(engine.generate([[5, 3, 9]], params, use_tqdm=False)[0].outputs[0].token_ids)
+"""
+    command = [sys.executable, "-c", code]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert said[0].stdout == said[1].stdout != ""
+    assert list((tmp_path / "programs").iterdir())
 
 
 def test_close_gives_the_memory_back() -> None:

@@ -82,7 +82,8 @@ def make_tables(num_rows: int, vocab: int) -> TokenTables:
     shape = (num_rows + 1, vocab)
     counts = jax.random.bernoulli(key, min(1.0, 500 / vocab), shape).astype(jnp.uint16)
     bias = jnp.zeros(shape).at[:, :: max(1, vocab // 10)].set(-2.0)
-    return TokenTables(counts.at[-1].set(0), bias.at[-1].set(0.0))
+    masks = jnp.full((num_rows + 1, -(-vocab // 32)), -1, jnp.int32)
+    return TokenTables(counts.at[-1].set(0), bias.at[-1].set(0.0), masks)
 
 
 def chain(variant: Variant, calls: int) -> Callable[..., Any]:

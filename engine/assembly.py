@@ -12,6 +12,7 @@ from .buckets import Buckets
 from .checkpoint import read_generation_config
 from .core import EngineCore
 from .device_state import RunnerConfig
+from .grammar import Grammars
 from .logprobs import LogprobReader
 from .memory import plan_pages, reserve_gpu_memory
 from .model import ModelSpec, find_spec, load_weights
@@ -40,6 +41,7 @@ class Assembly:
     pool: PagePool
     outputs: OutputProcessor
     core: EngineCore
+    grammars: Grammars
     default_params: SamplingParams
     eos_token_ids: frozenset[int]
     started: float
@@ -87,6 +89,7 @@ def assemble(options: EngineOptions) -> Assembly:
     scheduler = Scheduler(_scheduler_config(spec, config, options), pool)
     reader = LogprobReader(runner, tokenizer, config.top_logprobs)
     outputs = OutputProcessor(tokenizer, reader)
+    eos_token_ids = _eos_token_ids(spec, tokenizer)
     generation_config = {}
     if options.generation_config == "auto":
         generation_config = read_generation_config(spec.folder)
@@ -99,8 +102,9 @@ def assemble(options: EngineOptions) -> Assembly:
         pool=pool,
         outputs=outputs,
         core=EngineCore(scheduler, runner, reader, outputs, spec.config.vocab_size),
+        grammars=Grammars(tokenizer, spec.config.vocab_size, eos_token_ids),
         default_params=SamplingParams.from_generation_config(generation_config),
-        eos_token_ids=_eos_token_ids(spec, tokenizer),
+        eos_token_ids=eos_token_ids,
         started=started,
     )
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import queue
 import threading
 import uuid
@@ -15,11 +16,13 @@ from typing import Any, Self, TypeVar
 import jax
 
 from ..errors import EngineClosedError, OptionError, PromptError
+from . import beam_search
 from .engine import Engine, _refuse_adapter
-from .outputs import RequestOutput
+from .options import EngineOptions
+from .outputs import BeamSearchOutput, RequestOutput
 from .prompts import Prompt, parse_prompts
 from .request import Request
-from .sampling_params import RequestOutputKind, SamplingParams
+from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from .stats import EngineStats
 
 T = TypeVar("T")
@@ -90,6 +93,37 @@ class AsyncEngine:
 
         return self._outputs(parse, sampling_params, request_id, priority)
 
+    async def chat_prompt(self, messages: Sequence[Any], **template: Any) -> dict[str, Any]:
+        """One conversation as a prompt for `generate`: its text, and its token ids.
+
+        `template` as the keywords of `Engine.chat`; raises as it does.
+        """
+        render = functools.partial(self._engine._chat_prompts, messages, **template)
+        [prompt] = await asyncio.to_thread(render)
+        return {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
+
+    async def beam_search(self, prompt: Any, params: BeamSearchParams) -> BeamSearchOutput:
+        """The `beam_width` likeliest continuations of one prompt, best first, in `.outputs`.
+
+        Other requests go on meanwhile; cancelling the task ends it. Raises as `generate` does.
+        """
+        parsed = parse_prompts(prompt, self._engine._running.tokenizer)
+        search = beam_search.steps(self._engine, parsed, params)
+        outputs = None
+        while True:
+            try:
+                extended, asked = search.send(outputs)
+            except StopIteration as ended:
+                [found] = ended.value
+                return found
+            outputs = await asyncio.gather(*(self._last(one, asked) for one in extended))
+
+    async def _last(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+        async for output in self._outputs(lambda: [prompt], params, None, 0):
+            if output.finished:
+                return output
+        raise EngineClosedError("the engine was closed in the middle of a beam search.")
+
     async def abort(self, request_id: str | Sequence[str]) -> None:
         """Ends requests and frees their pages; their generators end after one more output.
 
@@ -117,6 +151,20 @@ class AsyncEngine:
     def get_tokenizer(self) -> Any:
         """The underlying `transformers` tokenizer; None with `skip_tokenizer_init`."""
         return self._engine.get_tokenizer()
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` uses without sampling_params."""
+        return self._engine.get_default_sampling_params()
+
+    @property
+    def options(self) -> EngineOptions:
+        """What it was made with."""
+        return self._engine.options
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its output."""
+        return self._engine._running.spec.config.max_model_len
 
     @property
     def is_running(self) -> bool:
@@ -162,6 +210,9 @@ class AsyncEngine:
 
         loop = asyncio.get_running_loop()
         stream = _Stream(_checked_id(request_id), loop, asyncio.Queue())
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+            # beside the others, which do not wait for it
+            await asyncio.to_thread(self._engine._running.grammars.check, params)
         with self._worker.following(stream):
             request = await loop.run_in_executor(self._preparing, make)
             await self._ask(lambda: self._worker.add(request, stream))

@@ -34,13 +34,15 @@ class RowField(enum.IntEnum):
     KEY_1 = 8
     BIASED = 9
     """1 where the slot has a bias of its own in the tables."""
-    TEMPERATURE = 10
+    MASKED = 10
+    """1 where the slot has a mask of its own in the tables."""
+    TEMPERATURE = 11
     """This column and those after it hold float32 bits."""
-    TOP_P = 11
-    MIN_P = 12
-    PRESENCE = 13
-    FREQUENCY = 14
-    REPETITION = 15
+    TOP_P = 12
+    MIN_P = 13
+    PRESENCE = 14
+    FREQUENCY = 15
+    REPETITION = 16
 
 
 NUM_FIELDS = len(RowField)
@@ -93,6 +95,7 @@ class BatchBuilder:
             [max(params.top_k, 0), *sequence.key], np.uint32
         ).view(np.int32)
         ints[RowField.BIASED] = params.needs_bias
+        ints[RowField.MASKED] = sequence.constraint is not None
         floats[RowField.TEMPERATURE :] = (
             0.0 if params.greedy else params.temperature,
             params.top_p,

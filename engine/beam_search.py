@@ -3,7 +3,7 @@
 import dataclasses
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -100,57 +100,84 @@ class BeamSearch:
 
 def run(
     engine: "Engine", prompts: Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool
-) -> "list[RequestOutput]":
+) -> list[BeamSearchOutput]:
     """Searches for all prompts together: a step is one batch of requests for one token each.
 
-    Returns a `BeamSearchOutput` a prompt, in their order. Raises PromptError or OptionError before
-    anything is queued.
+    Returns an output a prompt, in their order. Raises PromptError or OptionError before anything is
+    queued.
     """
-    if not isinstance(params, BeamSearchParams):
-        raise OptionError(f"{params!r} must be BeamSearchParams for a beam search.")
-    assembly = engine._running
-    searches = [_new_search(assembly, prompt, params) for prompt in prompts]
-    step = _Step(engine, params)
+    search = steps(engine, prompts, _checked(params))
+    outputs = None
     with _progress(params.max_tokens, shown=use_tqdm) as bar:
-        while any(not search.done for search in searches):
-            step(prompts, searches)
+        while True:
+            try:
+                extended, asked = search.send(outputs)
+            except StopIteration as ended:
+                return ended.value
+            outputs = engine._generate(extended, asked, use_tqdm=False)
             bar.update()
+
+
+Steps = Generator[
+    tuple[list[Prompt], SamplingParams], "Sequence[RequestOutput] | None", list[BeamSearchOutput]
+]
+
+
+def steps(engine: "Engine", prompts: Sequence[Prompt], params: BeamSearchParams) -> Steps:
+    """The search as a generator: yields what to generate next, and is sent the outputs."""
+    assembly, params = engine._running, _checked(params)
+    searches = [_new_search(assembly, prompt, params) for prompt in prompts]
+    step = _Step(assembly, params)
+    while live := [pair for pair in zip(prompts, searches, strict=True) if not pair[1].done]:
+        outputs = yield step.extended(live), step.asked
+        step.advance(live, outputs or [])
     return [
         _output(str(next(engine._serial)), prompt, search, params, assembly.tokenizer)
         for prompt, search in zip(prompts, searches, strict=True)
     ]
 
 
-class _Step:
-    """One step of many searches on an engine."""
+def _checked(params: object) -> BeamSearchParams:
+    if not isinstance(params, BeamSearchParams):
+        raise OptionError(f"{params!r} must be BeamSearchParams for a beam search.")
+    return params
 
-    def __init__(self, engine: "Engine", params: BeamSearchParams) -> None:
-        assembly = engine._running
-        self._engine = engine
+
+_Live = Sequence[tuple[Prompt, BeamSearch]]
+"""Prompts with searches that are not done."""
+
+
+class _Step:
+    """One step of many searches."""
+
+    def __init__(self, assembly: "Assembly", params: BeamSearchParams) -> None:
         self._count = params.beam_width + len(_eos(assembly, params))
         self._temperature = params.temperature or 1.0
         limit = assembly.options.max_logprobs
         few = self._temperature == 1 and (limit == -1 or self._count <= limit)
         vocab_size = assembly.spec.config.vocab_size
-        self._asked = SamplingParams(
+        self.asked = SamplingParams(
             temperature=0.0,
             max_tokens=1,
             ignore_eos=True,
             detokenize=False,
             logprobs=self._count if few and self._count < vocab_size else -1,
         )
+        """What is asked for each running beam."""
 
-    def __call__(self, prompts: Sequence[Prompt], searches: Sequence[BeamSearch]) -> None:
-        """Advances every search that is not done."""
-        live = [pair for pair in zip(prompts, searches, strict=True) if not pair[1].done]
-        extended = [
+    def extended(self, live: _Live) -> list[Prompt]:
+        """Prompts with the tokens of each running beam behind them."""
+        return [
             Prompt(None, [*prompt.token_ids, *beam.token_ids], prompt.salt)
             for prompt, search in live
             for beam in search.running
         ]
-        outputs = iter(self._engine._generate(extended, self._asked, use_tqdm=False))
+
+    def advance(self, live: _Live, outputs: "Sequence[RequestOutput]") -> None:
+        """Takes what `extended` gave."""
+        given = iter(outputs)
         for _, search in live:
-            search.advance([self._likeliest(next(outputs)) for _ in search.running])
+            search.advance([self._likeliest(next(given)) for _ in search.running])
 
     def _likeliest(self, output: "RequestOutput") -> Logprobs:
         [logprobs] = output.outputs[0].logprobs or [None]

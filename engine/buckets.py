@@ -72,6 +72,8 @@ class Auxiliary(enum.Enum):
     """Counts and bias of one slot."""
     WRITE_BIAS = enum.auto()
     """Bias of one slot."""
+    WRITE_MASKS = enum.auto()
+    """Masks of AUXILIARY_MASKS slots."""
     TOP_LOGPROBS = enum.auto()
     """Log-probabilities of given tokens and of the likeliest, from hidden states."""
     ALL_LOGPROBS = enum.auto()
@@ -80,6 +82,8 @@ class Auxiliary(enum.Enum):
 
 AUXILIARY_PATCHES = 1024
 """Entries PATCH_PAGES writes at once."""
+AUXILIARY_MASKS = 16
+"""Slots WRITE_MASKS writes at once."""
 AUXILIARY_TOKENS = 64
 """Hidden states the two log-probability programs take at once."""
 

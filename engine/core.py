@@ -10,7 +10,7 @@ from . import token_masks
 from .buckets import Variant
 from .logprobs import LogprobReader
 from .output_processor import OutputProcessor, Sink
-from .request import Request, Sequence
+from .request import FinishReason, Request, Sequence
 from .scheduler import Schedule, Scheduler
 from .step import StepOutput
 
@@ -96,11 +96,16 @@ class EngineCore:
         for sequence in schedule.admitted:
             self._runner.admit(sequence, self._tables(sequence))
         variant = Variant.GREEDY
+        masks: dict[int, np.ndarray] = {}
         for chunk in schedule.chunks:
-            request = chunk.sequence.request
+            sequence, request = chunk.sequence, chunk.sequence.request
             variant = max(variant, request.variant)
             if request.dynamic_bias:
-                self._refresh_bias(chunk.sequence, chunk.start + chunk.count)
+                self._refresh_bias(sequence, chunk.start + chunk.count)
+            if sequence.constraint is not None and chunk.samples:
+                masks[sequence.slot] = sequence.constraint.mask()
+        if masks:
+            self._runner.write_masks(masks)
         return self._runner.run(schedule, variant)
 
     def _tables(self, sequence: Sequence) -> tuple[np.ndarray, np.ndarray] | None:
@@ -132,6 +137,8 @@ class EngineCore:
                 continue
             self._scheduler.on_token(sequence, tokens[row])
             ending = self._outputs.accept(sequence, tokens[row], row, logprobs)
+            if sequence.constraint is not None and sequence.constraint.accept(tokens[row]):
+                ending = ending or (FinishReason.STOP, None)
             if ending is not None:
                 self._scheduler.finish(sequence, *ending)
             if ending is not None or sequence.request.streams:

@@ -43,6 +43,9 @@ class TokenTables:
     a step reads: a token counts 32,767 times at most."""
     bias: Float[Array, "N+1 V"]
     """Added to the logits; -inf forbids a token."""
+    masks: Int[Array, "N+1 W"]
+    """One bit for each token, 1 where it may be next: bit v % 32 of word v / 32. Meaningful while
+    the sequence has a grammar; all ones for the null slot."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +77,13 @@ def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
 
 
 def new_tables(spec: "ModelSpec", config: RunnerConfig) -> TokenTables:
-    """Neutral tables: no counts, no bias."""
-    shape = (config.num_slots + 1, spec.config.vocab_size)
-    return TokenTables(counts=jnp.zeros(shape, jnp.uint16), bias=jnp.zeros(shape, jnp.float32))
+    """Neutral tables: no counts, no bias, nothing masked."""
+    slots, vocab = config.num_slots + 1, spec.config.vocab_size
+    return TokenTables(
+        counts=jnp.zeros((slots, vocab), jnp.uint16),
+        bias=jnp.zeros((slots, vocab), jnp.float32),
+        masks=jnp.full((slots, -(-vocab // 32)), -1, jnp.int32),
+    )
 
 
 def patch_page_table(table: Int[Array, "N+1 M"], patches: Int[Array, "K 3"]) -> Int[Array, "N+1 M"]:
@@ -95,7 +102,8 @@ def write_table_rows(
     tables: TokenTables, slot: Int[Array, ""], counts: Int[Array, " V"], bias: Float[Array, " V"]
 ) -> TokenTables:
     """Replaces both rows of a slot. Donates `tables`."""
-    return TokenTables(tables.counts.at[slot].set(counts), tables.bias.at[slot].set(bias))
+    counts, bias = tables.counts.at[slot].set(counts), tables.bias.at[slot].set(bias)
+    return dataclasses.replace(tables, counts=counts, bias=bias)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -104,3 +112,11 @@ def write_bias_row(
 ) -> TokenTables:
     """Replaces the bias of a slot and keeps its counts. Donates `tables`."""
     return dataclasses.replace(tables, bias=tables.bias.at[slot].set(bias))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def write_mask_rows(
+    tables: TokenTables, slots: Int[Array, " K"], masks: Int[Array, "K W"]
+) -> TokenTables:
+    """Replaces the masks of slots; one beyond the table is padding. Donates `tables`."""
+    return dataclasses.replace(tables, masks=tables.masks.at[slots].set(masks, mode="drop"))

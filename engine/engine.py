@@ -126,7 +126,7 @@ class Engine:
     ) -> list[RequestOutput]:
         """The `beam_width` likeliest continuations of each prompt, best first, in `.outputs`."""
         parsed = parse_prompts(prompts, self._running.tokenizer)
-        return beam_search.run(self, parsed, params, use_tqdm=use_tqdm)
+        return [*beam_search.run(self, parsed, params, use_tqdm=use_tqdm)]
 
     def stream(
         self, prompts: Any, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None

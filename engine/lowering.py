@@ -9,13 +9,21 @@ import jax.numpy as jnp
 from ..models import functional
 from . import sampler
 from .batch import Layout
-from .buckets import AUXILIARY_PATCHES, AUXILIARY_TOKENS, Auxiliary, Program, Variant
+from .buckets import (
+    AUXILIARY_MASKS,
+    AUXILIARY_PATCHES,
+    AUXILIARY_TOKENS,
+    Auxiliary,
+    Program,
+    Variant,
+)
 from .device_state import (
     RunnerConfig,
     apply_patches,
     new_state,
     new_tables,
     write_bias_row,
+    write_mask_rows,
     write_table_rows,
 )
 from .program_cache import ProgramCache
@@ -91,6 +99,10 @@ class Lowering:
                 return write_table_rows, (0,), (self._tables, slot, counts, bias)
             case Auxiliary.WRITE_BIAS:
                 return write_bias_row, (0,), (self._tables, slot, bias)
+            case Auxiliary.WRITE_MASKS:
+                slots = jax.ShapeDtypeStruct((AUXILIARY_MASKS,), jnp.int32)
+                masks = jax.ShapeDtypeStruct((AUXILIARY_MASKS, -(-vocab // 32)), jnp.int32)
+                return write_mask_rows, (0,), (self._tables, slots, masks)
             case Auxiliary.TOP_LOGPROBS:
                 return jax.jit(self._top_logprobs), (), (self._spec.shapes, hidden, targets)
             case Auxiliary.ALL_LOGPROBS:

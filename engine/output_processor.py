@@ -85,11 +85,14 @@ class OutputProcessor:
         if line.logprobs is not None and logprobs is not None:
             line.logprobs.append(self._reader.entry(logprobs, row, request.params.logprobs))
             line.cumulative += line.logprobs[-1][token].logprob
-        if line.detokenizer is not None:
+        ending = line.checker.check(token, len(sequence.tokens))
+        kept = request.params.include_stop_str_in_output
+        ends_text = ending == (FinishReason.STOP, None) and not kept
+        if line.detokenizer is not None and not ends_text:
             line.detokenizer.append((token,))
             if line.detokenizer.stop is not None:
                 return FinishReason.STOP, line.detokenizer.stop
-        return line.checker.check(token, len(sequence.tokens))
+        return ending
 
     def emit(self, request: Request) -> None:
         """Hands the request's outputs, as its output kind wants them, to its sink."""

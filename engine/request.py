@@ -4,6 +4,7 @@ import dataclasses
 import enum
 
 from .buckets import Variant
+from .grammar import Constraint
 from .sampling_params import RequestOutputKind, SamplingParams
 
 
@@ -49,6 +50,8 @@ class Sequence:
     stop_reason: int | str | None = None
     waits_for_token: bool = False
     """Its next mask depends on its last token: it sits out a step while one is pending."""
+    constraint: Constraint | None = None
+    """Where it stands in its grammar, by the tokens the host knows; None without one."""
 
     @property
     def length(self) -> int:

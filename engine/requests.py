@@ -11,6 +11,7 @@ from .buckets import Variant
 from .prompts import Prompt, check_prompt
 from .request import Request, Sequence as Line
 from .sampling_params import RequestOutputKind, SamplingParams
+from .structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -67,6 +68,9 @@ def _make_one(
 ) -> Request:
     bad_words = _bad_words(params, assembly.tokenizer)
     waits = any(len(word) > 1 for word in bad_words)
+    constraint = None
+    if isinstance(params.structured_outputs, StructuredOutputsParams):
+        constraint = assembly.grammars.constraint(params.structured_outputs)
     stop_ids = frozenset(params.stop_token_ids or ())
     if not params.ignore_eos:
         stop_ids |= assembly.eos_token_ids
@@ -99,7 +103,8 @@ def _make_one(
             prompt_len=len(prompt.token_ids),
             max_len=max_len,
             key=(int(keys[index][0]), int(keys[index][1])),
-            waits_for_token=waits,
+            waits_for_token=waits or constraint is not None,
+            constraint=constraint and constraint.copy(),
         )
         for index in range(params.n)
     )
@@ -109,7 +114,7 @@ def _make_one(
 def _variant(params: SamplingParams) -> Variant:
     if params.logprobs is not None or params.prompt_logprobs is not None:
         return Variant.FULL
-    if params.needs_counts or params.needs_bias:
+    if params.needs_counts or params.needs_bias or params.structured_outputs is not None:
         return Variant.PENALIZED
     return Variant.GREEDY if params.greedy else Variant.SAMPLED
 

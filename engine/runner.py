@@ -10,7 +10,14 @@ import numpy as np
 
 from . import sampler
 from .batch import BatchBuilder, Layout
-from .buckets import AUXILIARY_PATCHES, AUXILIARY_TOKENS, Auxiliary, Program, Variant
+from .buckets import (
+    AUXILIARY_MASKS,
+    AUXILIARY_PATCHES,
+    AUXILIARY_TOKENS,
+    Auxiliary,
+    Program,
+    Variant,
+)
 from .device_state import RunnerConfig, new_state, new_tables
 from .lowering import Lowering, compiler_options
 from .programs import Programs
@@ -72,6 +79,15 @@ class ModelRunner:
         """Replaces the bias [V] of a slot from the next step on."""
         write = self.programs.exactly(Auxiliary.WRITE_BIAS)
         self._tables = write(self._tables, np.int32(slot), bias)
+
+    def write_masks(self, masks: dict[int, np.ndarray]) -> None:
+        """Replaces the masks [W] of slots from the next step on."""
+        write, rows = self.programs.exactly(Auxiliary.WRITE_MASKS), list(masks.items())
+        for start in range(0, len(rows), AUXILIARY_MASKS):
+            part = rows[start : start + AUXILIARY_MASKS]
+            padding = [(self._config.num_slots + 1, part[0][1])] * (AUXILIARY_MASKS - len(part))
+            slots, words = zip(*part, *padding, strict=True)
+            self._tables = write(self._tables, np.array(slots, np.int32), np.stack(words))
 
     def run(self, schedule: "Schedule", variant: Variant) -> StepOutput:
         """Dispatches one step and returns at once; the tokens are on their way to the host."""

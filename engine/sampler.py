@@ -277,6 +277,13 @@ def adjust(
         return jnp.where(penalty == 0, logits, logits - penalty)
 
 
+def mask(logits: Float[Array, "R V"], masks: Int[Array, "R W"]) -> Float[Array, "R V"]:
+    """-inf where the bit of a token, v % 32 of word v / 32, is 0."""
+    bits = (masks[:, :, None] >> jnp.arange(32)) & 1
+    allowed = bits.reshape(len(masks), -1)[:, : logits.shape[1]]
+    return jnp.where(allowed == 1, logits, -jnp.inf)
+
+
 def update_counts(
     counts: Int[Array, "slots V"],
     slots: Int[Array, " R"],

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 from ..errors import OptionError
+from .structured_outputs import StructuredOutputsParams
 from .validation import (
     TOKEN_ID,
     Range,
@@ -32,8 +33,7 @@ _UNSUPPORTED = {
     "use_beam_search": Unsupported(False, "Pass BeamSearchParams(beam_width=..., max_tokens=...)."),
     "early_stopping": Unsupported(False, "It belongs to BeamSearchParams."),
     "length_penalty": Unsupported(1.0, "It belongs to BeamSearchParams."),
-    "structured_outputs": Unsupported(None, "Constrain tokens with allowed_token_ids instead."),
-    "guided_decoding": Unsupported(None, "Constrain tokens with allowed_token_ids instead."),
+    "guided_decoding": Unsupported(None, "Pass structured_outputs=StructuredOutputsParams(...)."),
     "logits_processors": Unsupported([], "Use logit_bias, allowed_token_ids or bad_words."),
     "logprob_token_ids": Unsupported([], "Pass logprobs=-1 and pick the tokens from the result."),
     "prompt_logprob_token_ids": Unsupported(
@@ -158,6 +158,8 @@ class SamplingParams:
     """Only these tokens may be sampled."""
     bad_words: list[str] | None = None
     """Strings the output may not contain. A list once constructed."""
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
+    """The form the output must have, or a dict of its fields."""
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -190,7 +192,7 @@ class SamplingParams:
 
     @property
     def needs_bias(self) -> bool:
-        """Something is added to, or masked from, the logits."""
+        """Something is added to, or masked from, the logits of tokens known beforehand."""
         return bool(
             self.logit_bias or self.allowed_token_ids or self.bad_words or self.min_tokens > 0
         )
@@ -241,6 +243,7 @@ class SamplingParams:
                 remedy = "Pass None to allow every token."
                 raise refused("allowed_token_ids", ids, "at least one token id", remedy)
             self.allowed_token_ids = ids
+        self.structured_outputs = _structured(self.structured_outputs)
         if not isinstance(self.output_kind, RequestOutputKind):
             names = ", ".join(str(kind) for kind in RequestOutputKind)
             raise refused("output_kind", self.output_kind, f"one of {names}", "Pass one of these.")
@@ -256,8 +259,18 @@ class SamplingParams:
                 f"stop={self.stop!r} needs the text, but detokenize=False makes none. "
                 "Pass detokenize=True, or stop_token_ids in place of stop."
             )
+        if self.structured_outputs is not None:
+            self._check_structured()
         if self.greedy:
             self._check_greedy()
+
+    def _check_structured(self) -> None:
+        for name, off in (("min_tokens", 0), ("allowed_token_ids", None), ("bad_words", [])):
+            if getattr(self, name) != off:
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r} with structured_outputs could leave no token "
+                    f"that may follow. Leave {name} out, and say it in the structure."
+                )
 
     def _check_greedy(self) -> None:
         if self.n > 1:
@@ -320,6 +333,15 @@ def _short_repr(params: "SamplingParams | BeamSearchParams") -> str:
         if (value := getattr(params, field.name)) != field.default and value != []
     ]
     return f"{type(params).__name__}({', '.join(given)})"
+
+
+def _structured(value: object) -> StructuredOutputsParams | None:
+    if value is None or isinstance(value, StructuredOutputsParams):
+        return value
+    if not isinstance(value, Mapping):
+        remedy = "Pass StructuredOutputsParams(...), or a dict of its fields."
+        raise refused("structured_outputs", value, "a form of the output", remedy)
+    return StructuredOutputsParams(**{str(name): field for name, field in value.items()})
 
 
 def _logit_bias(value: object) -> dict[int, float] | None:

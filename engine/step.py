@@ -161,7 +161,7 @@ def _adjusted(
     settings: sampler.SamplingRows,
     tables: TokenTables,
 ) -> Float[Array, "R V"]:
-    """Logits with bias and penalties.
+    """Logits with bias, penalties and masks.
 
     Rows that have none read the null slot: it stays in the GPU's cache, and what an earlier owner
     left in the tables does not matter.
@@ -169,4 +169,6 @@ def _adjusted(
     slots, null_slot = rows[:, RowField.SLOT], tables.counts.shape[0] - 1
     counted = jnp.where(settings.penalized, slots, null_slot)
     biased = jnp.where(rows[:, RowField.BIASED] == 1, slots, null_slot)
-    return sampler.adjust(logits, settings, tables.counts[counted], tables.bias[biased])
+    masked = jnp.where(rows[:, RowField.MASKED] == 1, slots, null_slot)
+    logits = sampler.adjust(logits, settings, tables.counts[counted], tables.bias[biased])
+    return sampler.mask(logits, tables.masks[masked])

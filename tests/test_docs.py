@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quire import BeamSearchParams, EngineOptions, SamplingParams
+from quire import BeamSearchParams, EngineOptions, SamplingParams, StructuredOutputsParams
 from quire.models.registry import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,10 @@ def test_every_engine_option_is_there_with_its_default() -> None:
 
 def test_every_sampling_parameter_is_there_with_its_default() -> None:
     text = (ROOT / "docs" / "sampling_parameters.md").read_text()
-    sampling, beams = text.split("## Beam search")
+    sampling, rest = text.split("## Order and randomness")
+    forms, beams = rest.split("## Beam search")
+    named = re.findall(r"^\| `(\w+)` \|", forms, re.MULTILINE)
+    assert set(named) == {field.name for field in dataclasses.fields(StructuredOutputsParams)}
     for cls, part in ((SamplingParams, sampling), (BeamSearchParams, beams)):
         written = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", part, re.MULTILINE))
         assert written == {field.name: shown(field) for field in dataclasses.fields(cls)}

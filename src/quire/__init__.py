@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from .engine.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
     from .engine.stats import EngineStats
+    from .engine.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ _HOMES = {
     "RequestOutput": "outputs",
     "RequestOutputKind": "sampling_params",
     "SamplingParams": "sampling_params",
+    "StructuredOutputsParams": "structured_outputs",
     "load_chat_template": "chat",
     "model_info": "inspect",
 }
@@ -76,6 +78,7 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "StructuredOutputsParams",
     "UnsafeCheckpointError",
     "UnsupportedModelError",
     "load_chat_template",

@@ -423,3 +423,12 @@ def test_logprobs(k: int, scale: float) -> None:
     logits = (np.round(rng.standard_normal((6, 130)) * 8 * scale) / 8).astype(np.float32)
     tokens = rng.integers(0, 130, 6).astype(np.int32)
     assert_logprobs_match(jax.jit(logprobs, static_argnums=2)(logits, tokens, k), logits, tokens, k)
+
+
+@pytest.mark.parametrize("vocab", [5, 64, 100])
+def test_a_mask_has_a_bit_for_each_token(vocab: int) -> None:
+    allowed = np.random.default_rng(0).integers(0, 2, (3, vocab)).astype(bool)
+    padded = np.pad(allowed, [(0, 0), (0, -vocab % 32)])
+    words = np.packbits(padded, axis=1, bitorder="little").view(np.int32)
+    masked = np.asarray(sampler.mask(jnp.zeros((3, vocab)), jnp.asarray(words)))
+    np.testing.assert_array_equal(masked, np.where(allowed, 0, -np.inf))

@@ -2,11 +2,18 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from quire import BeamSearchParams, EngineOptions, SamplingParams, StructuredOutputsParams
+from quire.entrypoints.openai.app import create_app
+from quire.entrypoints.openai.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from quire.entrypoints.openai.options import ServerOptions
+from quire.entrypoints.parsers import REASONING_PARSERS, TOOL_PARSERS
 from quire.models.registry import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,9 +52,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
-def test_every_engine_option_is_there_with_its_default() -> None:
-    fields = {field.name: field.default for field in dataclasses.fields(EngineOptions)}
-    documented = rows("engine_arguments.md")
+@pytest.mark.parametrize(
+    ("page", "options"), [("engine_arguments.md", EngineOptions), ("server.md", ServerOptions)]
+)
+def test_every_option_is_there_with_its_default(page: str, options: type[Any]) -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    documented = rows(page)
     assert documented.keys() == fields.keys()
     written = {option: cells[0] for option, cells in documented.items()}
     assert written == {
@@ -75,3 +85,31 @@ def shown(field: "dataclasses.Field[object]") -> str:
 
 def test_every_architecture_is_there() -> None:
     assert rows("supported_models.md").keys() == ARCHITECTURES.keys()
+
+
+def server_part(title: str) -> str:
+    """The text of a section of the server's page."""
+    return (ROOT / "docs" / "server.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_every_route_of_the_server_is_there() -> None:
+    found = set(re.findall(r"`(?:GET|POST) (/[^`]*)`", server_part("Routes")))
+    assert {path.replace("MODEL", "{model:path}") for path in found} == set(routes())
+
+
+def routes() -> Iterator[str]:
+    """The paths of an application that serves nothing."""
+    service: Any = SimpleNamespace(options=ServerOptions(), metrics=None, engine=None)
+    for route in create_app(service).routes:
+        path = getattr(route, "path", "")
+        if not path.startswith("/docs/") and path != "/redoc":
+            yield path
+
+
+def test_every_parser_and_metric_is_there() -> None:
+    tools = server_part("Tools")
+    assert not [name for name in (*TOOL_PARSERS, *REASONING_PARSERS) if f"`{name}`" not in tools]
+    counters = {f"{name}_total" for name in (*COUNTERS, "admission_rejections", "request_success")}
+    known = {*GAUGES, *HISTOGRAMS, *counters, "cache_config_info"}
+    named = set(re.findall(r"`(\w+)`", server_part("Metrics"))) - {"finished_reason"}
+    assert named == known

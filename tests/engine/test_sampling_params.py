@@ -93,7 +93,7 @@ def test_all_bad_keywords_are_in_one_error() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
-        ("structured_outputs", {"regex": "a"}, "allowed_token_ids"),
+        ("guided_decoding", {"regex": "a"}, "structured_outputs=StructuredOutputsParams"),
         ("logits_processors", [abs], "logit_bias"),
         ("use_beam_search", True, "BeamSearchParams"),
         ("best_of", True, "n for several outputs"),

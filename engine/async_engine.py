@@ -60,7 +60,8 @@ class AsyncEngine:
         Args:
             prompt: text, token ids or a dict, as for `Engine.generate`.
             sampling_params: None takes the model's defaults. Its `output_kind` says what an output
-                holds: all so far, what is new, or everything at the end.
+                holds: all so far, what is new, or everything at the end. One that comes before the
+                last was taken stands for both.
             request_id: a name for `abort`, unlike that of any request that runs; None makes one up.
             priority: lower goes first, under `scheduling_policy="priority"`.
 
@@ -209,7 +210,7 @@ class AsyncEngine:
             return self._make(parse(), params, priority, stream.request_id)
 
         loop = asyncio.get_running_loop()
-        stream = _Stream(_checked_id(request_id), loop, asyncio.Queue())
+        stream = _Stream(_checked_id(request_id), loop, _kind(params))
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             # beside the others, which do not wait for it
             await asyncio.to_thread(self._engine._running.grammars.check, params)
@@ -227,29 +228,52 @@ class AsyncEngine:
     ) -> Request:
         if len(prompts) != 1:
             raise PromptError(f"{len(prompts)} prompts were given: pass one to each call.")
-        kind = RequestOutputKind.CUMULATIVE
-        if isinstance(params, SamplingParams):
-            kind = params.output_kind
-        [request] = self._engine._make(prompts, params, priority, kind)
+        [request] = self._engine._make(prompts, params, priority, _kind(params))
         request.id = request_id
         return request
 
 
-@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+@dataclasses.dataclass(eq=False, slots=True)
 class _Stream:
-    """The way of one request's outputs to the coroutine that waits for them."""
+    """The way of one request's outputs to the coroutine that waits for them.
+
+    Outputs that nobody has taken yet become one, so that a reader who lags costs less, not more.
+    """
 
     request_id: str
     loop: asyncio.AbstractEventLoop
-    queue: "asyncio.Queue[_Item]"
-    """Touched on `loop` alone."""
+    kind: RequestOutputKind
+    _news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    _output: RequestOutput | None = None
+    _ended: EngineClosedError | None = None
+
+    def put(self, item: _Item) -> None:
+        """Takes what comes next. On `loop` alone, as `next`."""
+        if isinstance(item, EngineClosedError):
+            self._ended = item
+        elif self._output is not None and self.kind is RequestOutputKind.DELTA:
+            self._output = self._output.followed_by(item)
+        else:
+            self._output = item
+        self._news.set()
 
     async def next(self) -> RequestOutput:
-        """The next output. Raises EngineClosedError where none will come."""
-        item = await self.queue.get()
-        if isinstance(item, EngineClosedError):
-            raise _again(item)
-        return item
+        """All that is new; waits for some. Raises EngineClosedError where none will come."""
+        await self._news.wait()
+        self._news.clear()
+        output, self._output = self._output, None
+        if output is not None:
+            if self._ended is not None:
+                self._news.set()
+            return output
+        assert self._ended is not None, "woken for nothing"
+        raise _again(self._ended)
+
+
+def _kind(params: object) -> RequestOutputKind:
+    if isinstance(params, SamplingParams):
+        return params.output_kind
+    return RequestOutputKind.CUMULATIVE
 
 
 class _Worker:
@@ -365,7 +389,7 @@ class _Worker:
 
 def _put_all(batch: list[tuple[_Stream, _Item]]) -> None:
     for stream, item in batch:
-        stream.queue.put_nowait(item)
+        stream.put(item)
 
 
 def _again(error: EngineClosedError) -> EngineClosedError:

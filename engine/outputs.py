@@ -89,6 +89,13 @@ class RequestOutput:
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache."""
 
+    def followed_by(self, later: "RequestOutput") -> "RequestOutput":
+        """Two outputs of kind DELTA as one: `later`, with what is new here before its own."""
+        news = {one.index: one for one in later.outputs}
+        mine = [_joined(one, news.pop(one.index, None)) for one in self.outputs]
+        later.outputs = [*mine, *news.values()]
+        return later
+
     def __repr__(self) -> str:
         prompt = (
             f"{len(self.prompt_token_ids)} tokens" if self.prompt is None else _cut(self.prompt)
@@ -97,6 +104,16 @@ class RequestOutput:
             f"{type(self).__name__}(request_id={self.request_id!r}, prompt={prompt}, "
             f"outputs={list(self.outputs)!r}, finished={self.finished})"
         )
+
+
+def _joined(earlier: CompletionOutput, later: CompletionOutput | None) -> CompletionOutput:
+    if later is None:
+        return earlier
+    later.text = earlier.text + later.text
+    later.token_ids = earlier.token_ids + later.token_ids
+    if earlier.logprobs is not None and later.logprobs is not None:
+        later.logprobs = earlier.logprobs + later.logprobs
+    return later
 
 
 @dataclasses.dataclass(repr=False, slots=True)

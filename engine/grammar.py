@@ -21,6 +21,7 @@ _SECONDS = 5.0
 """A grammar that takes longer to compile is refused."""
 _SPACE = r"[ \n\t]{0,32}"
 """White space in JSON: bounded, since some models never stop to write it."""
+_GBNF_RULE = r"^\s*[\w-]+\s*::="
 _KEPT = 128
 """Compiled grammars that are kept for requests to come."""
 
@@ -135,7 +136,7 @@ def _grammar(params: StructuredOutputsParams) -> str:
             words = " | ".join(json.dumps(choice) for choice in params.choice)
             return LLMatcher.grammar_from_lark(f"start: {words}")
         text = params.grammar or ""
-        if "::=" in text:
+        if re.search(_GBNF_RULE, text, re.MULTILINE) is not None:
             text = gbnf_to_lark.any_to_lark(text)
         elif re.search(r"^\s*start\s*:", text, re.MULTILINE) is None:
             raise ValueError("a grammar in Lark's notation needs a rule named start")

@@ -26,6 +26,8 @@ GREEDY_BELOW = 1e-5
 MIN_TEMPERATURE = 0.01
 """Temperatures between greedy and this are raised to it: logits over less overflow."""
 MAX_BIAS = 100.0
+MOST_TOKENS = 2**31 - 1
+"""More than any vocabulary has; a top_k beyond it keeps all."""
 
 _LEAVE_OUT = "Leave it out."
 _UNSUPPORTED = {
@@ -229,7 +231,7 @@ class SamplingParams:
         for name, allowed in _OPTIONAL_COUNTS.items():
             value = getattr(self, name)
             setattr(self, name, None if value is None else integer(name, value, allowed))
-        self.top_k = max(self.top_k, 0)
+        self.top_k = min(max(self.top_k, 0), MOST_TOKENS)
         self.seed = None if self.seed == -1 else self.seed
 
     def _check_lists(self) -> None:

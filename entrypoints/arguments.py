@@ -18,6 +18,29 @@ SAMPLING_LEFT_OUT = frozenset({"detokenize", "logprobs", "output_kind", "prompt_
 """Sampling parameters that change what Python returns, not the text."""
 
 
+REPEATED = ("append", "extend")
+COMPATIBLE: dict[str, type] = {
+    "block_size": int,
+    "cpu_offload_gb": float,
+    "data_parallel_size": int,
+    "device": str,
+    "disable_custom_all_reduce": bool,
+    "disable_log_requests": bool,
+    "disable_log_stats": bool,
+    "distributed_executor_backend": str,
+    "enable_chunked_prefill": bool,
+    "enable_lora": bool,
+    "kv_cache_dtype": str,
+    "pipeline_parallel_size": int,
+    "quantization": str,
+    "swap_space": float,
+    "task": str,
+    "tensor_parallel_size": int,
+    "tokenizer_mode": str,
+    "trust_remote_code": bool,
+}
+"""Engine options that are no fields of `EngineOptions`, and the types of their values."""
+
 FROM_THE_MODEL = "What is not given comes from the model's generation config, then from here."
 
 MODEL_HELP = "Hugging Face id or local folder"
@@ -53,14 +76,44 @@ def add_sampling_params(
     _add_fields(group, SamplingParams, leave_out, defaults)
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+def add_options(
+    parser: argparse.ArgumentParser, title: str, cls: type, leave_out: frozenset[str]
+) -> None:
+    """A flag for every field of an options dataclass but those to leave out.
+
+    What a field's metadata has under "flag" are keywords of `add_argument` for it.
+    """
+    _add_fields(parser.add_argument_group(title), cls, leave_out, {})
+
+
+def add_compatible_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags, not shown, of other engines: an `Engine` refuses values that would change a thing."""
+    for name, kind in COMPATIBLE.items():
+        reading = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS, **_reading(kind)}
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, **reading)
+
+
+def compatible_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags for compatibility that were given, as keywords of `Engine`."""
+    return {name: getattr(args, name) for name in COMPATIBLE if hasattr(args, name)}
+
+
+def engine_options(
+    args: argparse.Namespace, leave_out: frozenset[str] = ENGINE_LEFT_OUT
+) -> dict[str, Any]:
     """The engine options that were given, as keywords of `Engine`."""
-    return _given(args, EngineOptions, ENGINE_LEFT_OUT)
+    return options(args, EngineOptions, leave_out)
 
 
 def sampling_params(args: argparse.Namespace, only: frozenset[str] | None = None) -> dict[str, Any]:
     """The sampling parameters that were given, or those in `only`, as `SamplingParams` keywords."""
-    return _given(args, SamplingParams, _left_out(SamplingParams, only, SAMPLING_LEFT_OUT))
+    return options(args, SamplingParams, _left_out(SamplingParams, only, SAMPLING_LEFT_OUT))
+
+
+def options(args: argparse.Namespace, cls: type, leave_out: frozenset[str]) -> dict[str, Any]:
+    """The options of a dataclass that were given, by field."""
+    names = [field.name for field in dataclasses.fields(cls) if field.name not in leave_out]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def _left_out(cls: type, only: frozenset[str] | None, otherwise: frozenset[str]) -> frozenset[str]:
@@ -68,11 +121,6 @@ def _left_out(cls: type, only: frozenset[str] | None, otherwise: frozenset[str])
     if only is None:
         return otherwise
     return frozenset(field.name for field in dataclasses.fields(cls)) - only
-
-
-def _given(args: argparse.Namespace, cls: type, leave_out: frozenset[str]) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(cls) if field.name not in leave_out]
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def _add_fields(
@@ -83,8 +131,8 @@ def _add_fields(
         if field.name in leave_out:
             continue
         default = defaults.get(field.name, field.default)
-        reading = _reading(field.type)
-        again = " May be given several times." if reading["action"] == "append" else ""
+        reading = _reading(field.type) | field.metadata.get("flag", {})
+        again = " May be given several times." if reading["action"] in REPEATED else ""
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             dest=field.name,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import QuireError, __version__
-from .commands import bench, chat, convert, generate, info
+from .commands import bench, chat, convert, generate, info, serve
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -18,7 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: nobody reads the output any more; 2: a user's mistake, told in one line on stderr;
     130: Ctrl-C.
     """
-    args = _parser().parse_args(_dashed(sys.argv[1:] if argv is None else argv))
+    return run_command(_parser(), sys.argv[1:] if argv is None else argv)
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+    """Runs `argv` by a parser that sets `run`; otherwise as `main`."""
+    args = parser.parse_args(_dashed(argv))
     try:
         return args.run(args)
     except QuireError as error:
@@ -41,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"quire {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (generate, chat, info, convert, bench):
+    for command in (generate, chat, serve, info, convert, bench):
         command.add_parser(commands)
     return parser
 

@@ -1,10 +1,15 @@
 """The programs in examples/ run, on the demo model."""
 
+import ast
+import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.live_server import SMALL, TOOLS, live_server
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -33,6 +38,80 @@ def test_offline_inference_chat(
     assert "Paris" in lines[0]
     assert "7" in lines[1].removeprefix("What is 3 + 4?")
     assert "Tuesday" in lines[2]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The base URL of a server of the demo model, which wants the key `secret`."""
+    with live_server(*SMALL, *TOOLS, "--api-key", "secret") as address:
+        yield f"{address}/v1"
+
+
+def run_client(
+    name: str, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    argv = ("--base-url", server, "--api-key", "secret")
+    return run(name, *argv, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_completion_client(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, likely, streamed = run_client("openai_completion_client.py", server, monkeypatch, capsys)
+    assert whole.startswith("'The capital of France is' -> ")
+    assert "Paris" in whole
+    assert "' P'" in likely
+    assert streamed.removeprefix("Streamed:").strip() in whole
+
+
+def test_chat_completion_client(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run_client("openai_chat_completion_client.py", server, monkeypatch, capsys)
+    assert len(lines) == 4
+    assert "Rome" in lines[0]
+    assert "Tuesday" in lines[2]
+    assert lines[3].endswith(" tokens)")
+
+
+def test_chat_streaming_client(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer, reason, usage = run_client(
+        "openai_chat_streaming_client.py", server, monkeypatch, capsys
+    )
+    assert "Paris" in answer
+    assert reason == "It ended by 'stop'."
+    tokens_in, tokens_out = re.findall(r"\d+", usage)
+    assert int(tokens_in) > int(tokens_out) > 0
+
+
+def test_tool_client(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run_client("openai_tool_client.py", server, monkeypatch, capsys)
+    result = "Getting the weather for San Francisco, CA in fahrenheit..."
+    ways = [way for name in ("auto", "required", "named") for way in (name, f"{name}, streamed")]
+    assert lines == [f"{way}: {result}" for way in ways]
+
+
+def test_structured_output_client(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_line, choice, regex = run_client(
+        "openai_structured_output_client.py", server, monkeypatch, capsys
+    )
+    found = ast.literal_eval(json_line.removeprefix("JSON: "))
+    assert found.keys() == {"city", "is_capital"}
+    assert choice in ("choice: Berlin", "choice: Paris", "choice: Rome")
+    assert regex in ("regex: Monday", "regex: Tuesday", "regex: Wednesday")
+
+
+def test_every_client_is_tested() -> None:
+    tested = Path(__file__).read_text()
+    clients = [path.name for path in EXAMPLES.glob("openai_*.py")]
+    assert len(clients) == 5
+    assert not [name for name in clients if f'"{name}"' not in tested]
 
 
 @pytest.mark.slow

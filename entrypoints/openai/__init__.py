@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: routes, requests and responses over an `AsyncEngine`."""

@@ -1,0 +1,104 @@
+"""`POST /v1/chat/completions`."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .answers import answer_id, check_priority, engine_id, head, token_names
+from .chat_choices import ChatChunks, ChatForm, whole_answer
+from .conversation import template_options, text_of
+from .encoding import EnginePrompt, truncated
+from .protocol import ChatCompletionRequest
+from .sampling import beam_params, chat_params, max_tokens, structure_of
+from .service import Service
+from .streams import answer, json_response, last_outputs, stream, unless_gone
+from .tools import Toolbox, choose_tools, make_parser
+
+
+async def create_chat_completion(
+    service: Service, request: ChatCompletionRequest, http_request: Request
+) -> Response:
+    """Answers a request, as a whole or as a stream.
+
+    Raises ApiError, or what the engine does, where nothing has been sent yet.
+    """
+    return await answer(lambda: _create(service, request, http_request))
+
+
+async def _create(
+    service: Service, request: ChatCompletionRequest, http_request: Request
+) -> Response:
+    model = service.check_model(request.model)
+    check_priority(service, request)
+    toolbox = choose_tools(request, service.options)
+    options = template_options(service, request, toolbox.offered)
+    form = _form(service, request, toolbox, options["messages"])
+    params = None
+    if not request.use_beam_search:
+        params = chat_params(
+            request,
+            service.engine.get_default_sampling_params(),
+            toolbox.structure,
+            special_tokens=form.parser().special_tokens,
+        )
+    prompt = await _prompt(service, request, options)
+    own_id = answer_id("chatcmpl", request, http_request)
+    if params is None:
+        return await _search(service, request, http_request, prompt, form, own_id)
+    outputs = [
+        service.generate(prompt.as_dict(), params, engine_id(own_id, 0), priority=request.priority)
+    ]
+    if request.stream:
+        chunks = ChatChunks(form, head("chat.completion.chunk", own_id, model))
+        return await stream(outputs, http_request.receive, chunks)
+    [output] = await unless_gone(http_request.receive, last_outputs(outputs))
+    return json_response(whole_answer(form, head("chat.completion", own_id, model), output))
+
+
+async def _prompt(
+    service: Service, request: ChatCompletionRequest, options: dict[str, Any]
+) -> EnginePrompt:
+    made = await service.engine.chat_prompt(**options)
+    whole = made["prompt_token_ids"]
+    kept = truncated(service, request, whole, max_tokens(request))
+    text = made["prompt"] if len(kept) == len(whole) else None
+    return EnginePrompt(text, kept, request.cache_salt)
+
+
+async def _search(
+    service: Service,
+    request: ChatCompletionRequest,
+    http_request: Request,
+    prompt: EnginePrompt,
+    form: ChatForm,
+    own_id: str,
+) -> Response:
+    room = max(service.engine.max_model_len - len(prompt.token_ids or ()), 1)
+    params = beam_params(request, max_tokens(request) or room)
+    search = service.beam_search(prompt.as_dict(), params, engine_id(own_id, 0))
+    output = await unless_gone(http_request.receive, search)
+    answer_head = head("chat.completion", own_id, service.check_model(request.model))
+    return json_response(whole_answer(form, answer_head, output))
+
+
+def _form(
+    service: Service,
+    request: ChatCompletionRequest,
+    toolbox: Toolbox,
+    messages: list[dict[str, Any]],
+) -> ChatForm:
+    constrained = toolbox.structure is not None or structure_of(request) is not None
+    last, role = messages[-1], service.options.response_role
+    if not request.add_generation_prompt:
+        role = last.get("role", role)
+    echoed = request.echo and last.get("role") == role
+    return ChatForm(
+        request=request,
+        parser=lambda: make_parser(toolbox, service.options, constrained=constrained),
+        names=token_names(service, request),
+        role=role,
+        echo=text_of(last.get("content")) if echoed else "",
+        finishes_with_calls=toolbox.mode in ("auto", "required"),
+        one_call=toolbox.one_call,
+    )

@@ -1,0 +1,167 @@
+"""`POST /v1/completions`."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ... import CompletionOutput, RequestOutput
+from .answers import UsageReport, answer_id, check_priority, engine_id, head, token_names
+from .encoding import EnginePrompt, completion_prompts, decode
+from .logprobs import Entry, completion_logprobs, prompt_logprobs
+from .protocol import CompletionRequest
+from .sampling import beam_params, completion_params
+from .service import Service
+from .streams import answer, json_response, last_outputs, stream, unless_gone
+
+
+async def create_completion(
+    service: Service, request: CompletionRequest, http_request: Request
+) -> Response:
+    """Answers a request, as a whole or as a stream.
+
+    Raises ApiError, or what the engine does, where nothing has been sent yet.
+    """
+    return await answer(lambda: _create(service, request, http_request))
+
+
+async def _create(service: Service, request: CompletionRequest, http_request: Request) -> Response:
+    model = service.check_model(request.model)
+    check_priority(service, request)
+    defaults = service.engine.get_default_sampling_params()
+    params = None if request.use_beam_search else completion_params(request, defaults)
+    prompts = await completion_prompts(service, request)
+    own_id = answer_id("cmpl", request, http_request)
+    chunks = _Completion(service, request, prompts, head("text_completion", own_id, model))
+    if params is None:
+        outputs = await unless_gone(
+            http_request.receive, _search(service, request, prompts, own_id)
+        )
+        return json_response(chunks.whole(outputs))
+    generators = [
+        service.generate(
+            prompt.as_dict(), params, engine_id(own_id, index), priority=request.priority
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    if request.stream:
+        return await stream(generators, http_request.receive, chunks)
+    outputs = await unless_gone(http_request.receive, last_outputs(generators))
+    return json_response(chunks.whole(outputs))
+
+
+async def _search(
+    service: Service, request: CompletionRequest, prompts: Sequence[EnginePrompt], own_id: str
+) -> Sequence[RequestOutput]:
+    params = beam_params(request, max(request.max_tokens, 1))
+    return await asyncio.gather(
+        *(
+            service.beam_search(prompt.as_dict(), params, engine_id(own_id, index))
+            for index, prompt in enumerate(prompts)
+        )
+    )
+
+
+class _Completion:
+    """Makes the answer to one request."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: CompletionRequest,
+        prompts: Sequence[EnginePrompt],
+        answer_head: dict[str, Any],
+    ) -> None:
+        self._service = service
+        self._request = request
+        self._prompts = prompts
+        self._head = answer_head
+        self._names = token_names(service, request)
+        self._report = UsageReport(request)
+        self._lengths: dict[int, int] = {}  # of the text so far, of the choices that have begun
+        self._ended: set[int] = set()
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        """The answer from complete outputs."""
+        choices: list[dict[str, Any]] = []
+        for index, output in enumerate(outputs):
+            self._see(index, output)
+            choices += [self._choice(index, output, one) for one in output.outputs]
+        return self._head | {"choices": choices, "usage": self._report.usage.told()}
+
+    def start(self) -> Iterator[dict[str, Any]]:
+        """Nothing: a chunk has text."""
+        return iter(())
+
+    def of(self, index: int, output: RequestOutput) -> Iterator[dict[str, Any]]:
+        """A chunk for each choice with something new."""
+        self._see(index, output)
+        for one in output.outputs:
+            number = self._number(index, one)
+            if number in self._ended or not self._is_told(number, one):
+                continue
+            if one.finish_reason is not None:
+                self._ended.add(number)
+            choice = self._choice(index, output, one)
+            yield self._head | {"choices": [choice]} | self._report.of_chunk()
+
+    def end(self) -> list[dict[str, Any]]:
+        """The usage, if it is asked for."""
+        return self._report.at_end(self._head)
+
+    def _see(self, index: int, output: RequestOutput) -> None:
+        if self._request.max_tokens == 0:  # the engine makes one all the same
+            for one in output.outputs:
+                one.text, one.token_ids, one.logprobs = "", [], one.logprobs and []
+                one.finish_reason, one.stop_reason = one.finish_reason and "length", None
+        self._report.usage.see(index, output)
+
+    def _number(self, index: int, one: CompletionOutput) -> int:
+        return index * self._request.n + one.index
+
+    def _is_told(self, number: int, one: CompletionOutput) -> bool:
+        if one.text or one.finish_reason is not None or number not in self._lengths:
+            return True
+        wanted = self._request.logprobs is not None or self._request.return_token_ids
+        return wanted and bool(one.token_ids)
+
+    def _choice(self, index: int, output: RequestOutput, one: CompletionOutput) -> dict[str, Any]:
+        number, request = self._number(index, one), self._request
+        first = number not in self._lengths
+        echoed = self._prompt_text(index, output) if first and request.echo else ""
+        choice: dict[str, Any] = {
+            "index": number,
+            "text": echoed + one.text,
+            "logprobs": self._logprobs(number, output, one, echoed=first and request.echo),
+            "finish_reason": one.finish_reason,
+            "stop_reason": one.stop_reason,
+        }
+        if request.return_token_ids:
+            choice["token_ids"] = one.token_ids
+            if first:
+                choice["prompt_token_ids"] = output.prompt_token_ids
+        if request.prompt_logprobs is not None and output.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
+        self._lengths[number] = self._lengths.get(number, 0) + len(echoed) + len(one.text)
+        return choice
+
+    def _prompt_text(self, index: int, output: RequestOutput) -> str:
+        text = self._prompts[index].text
+        if text is not None:
+            return text
+        skip = self._request.skip_special_tokens
+        return decode(self._service, output.prompt_token_ids, skip_special_tokens=skip)
+
+    def _logprobs(
+        self, number: int, output: RequestOutput, one: CompletionOutput, *, echoed: bool
+    ) -> dict[str, Any] | None:
+        if self._request.logprobs is None or one.logprobs is None:
+            return None
+        tokens = one.token_ids
+        entries: Sequence[Entry | None] = one.logprobs
+        if echoed and output.prompt_logprobs is not None:
+            tokens = [*output.prompt_token_ids, *tokens]
+            entries = [*output.prompt_logprobs, *entries]
+        return completion_logprobs(tokens, entries, self._names, self._lengths.get(number, 0))

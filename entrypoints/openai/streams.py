@@ -1,0 +1,219 @@
+"""Outputs of the engine on their way to a client: merged, watched for hang-ups, sent as events."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ... import RequestOutput
+from .errors import as_api_error, error_body
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Proxies shall pass events on as they come."""
+CLIENT_GONE = 499
+"""The status in logs of an answer that nobody waited for."""
+
+
+class ClientGoneError(Exception):
+    """The client hung up."""
+
+
+class Outputs:
+    """The outputs of several requests, as they come, on one event loop.
+
+    Those that pile up while nobody takes them are joined, so that a slow reader costs no more
+    than their tokens. Every request begins to run at once.
+    """
+
+    def __init__(self, generators: Sequence[AsyncGenerator[RequestOutput, None]]) -> None:
+        """Takes generators of DELTA or FINAL_ONLY outputs, and closes them in the end."""
+        self._news = asyncio.Event()
+        self._waiting: dict[int, RequestOutput] = {}
+        self._error: Exception | None = None
+        self._open = len(generators)
+        self._tasks = [
+            asyncio.create_task(self._follow(index, generator))
+            for index, generator in enumerate(generators)
+        ]
+
+    async def take(self) -> dict[int, RequestOutput]:
+        """What is new, by the number of the request; waits for some. {} is the end.
+
+        Raises what a generator raised, after all outputs that came before.
+        """
+        await self._news.wait()
+        self._news.clear()
+        taken, self._waiting = self._waiting, {}
+        if self._open == 0 or self._error is not None:
+            self._news.set()
+        if not taken:
+            self.check()
+        return taken
+
+    def check(self) -> None:
+        """Raises what a generator raised so far."""
+        if self._error is not None:
+            raise self._error
+
+    async def close(self) -> None:
+        """Aborts what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, index: int, generator: AsyncGenerator[RequestOutput, None]) -> None:
+        try:
+            async with contextlib.aclosing(generator):
+                async for output in generator:
+                    earlier = self._waiting.get(index)
+                    self._waiting[index] = earlier.followed_by(output) if earlier else output
+                    self._news.set()
+        except Exception as error:
+            self._error = self._error or error
+        finally:
+            self._open -= 1
+            self._news.set()
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; cancels it and raises ClientGoneError once the client hangs up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hang_up(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def answer(make: Callable[[], Awaitable[Response]]) -> Response:
+    """The response of `make`, or one that nobody reads where the client hung up meanwhile."""
+    try:
+        return await make()
+    except ClientGoneError:
+        return Response(status_code=CLIENT_GONE)
+
+
+async def last_outputs(
+    generators: Sequence[AsyncGenerator[RequestOutput, None]],
+) -> list[RequestOutput]:
+    """The output of each generator of FINAL_ONLY outputs. All are aborted where one fails."""
+    outputs = Outputs(generators)
+    found: dict[int, RequestOutput] = {}
+    try:
+        while taken := await outputs.take():
+            found.update(taken)
+    finally:
+        await outputs.close()
+    return [found[index] for index in range(len(generators))]
+
+
+class Chunks(Protocol):
+    """Makes the chunks of a stream."""
+
+    def start(self) -> Iterable[dict[str, Any]]:
+        """Those before any output."""
+        ...
+
+    def of(self, index: int, output: RequestOutput) -> Iterable[dict[str, Any]]:
+        """Those of what is new of request `index`."""
+        ...
+
+    def end(self) -> Iterable[dict[str, Any]]:
+        """Those after all outputs."""
+        ...
+
+
+class EventStream(Response):
+    """Chunks as server-sent events, up to `[DONE]`. Ends the requests when the client hangs up."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, outputs: Outputs, first: dict[int, RequestOutput], chunks: Chunks) -> None:
+        """`first` has been taken from `outputs`, which the response closes."""
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._outputs = outputs
+        self._first = first
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with contextlib.suppress(ClientGoneError, OSError):
+                await unless_gone(receive, self._send(send))
+        finally:
+            await self._outputs.close()
+
+    async def _send(self, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        async for body in self._events():
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        """What to send next, of all that there is by then."""
+        try:
+            yield _encoded(self._chunks.start())
+            taken = self._first
+            while taken:
+                for index, output in taken.items():
+                    if events := _encoded(self._chunks.of(index, output)):
+                        yield events
+                taken = await self._outputs.take()
+            yield _encoded(self._chunks.end()) + DONE
+        except Exception as error:
+            told = as_api_error(error)
+            if told.status >= 500:
+                logger.exception("a stream broke off")
+            yield _encoded([error_body(told)]) + DONE
+
+
+async def stream(
+    generators: Sequence[AsyncGenerator[RequestOutput, None]], receive: Receive, chunks: Chunks
+) -> EventStream:
+    """A response that streams; it begins when there is something to send.
+
+    Raises what fails before that, and ClientGoneError.
+    """
+    outputs = Outputs(generators)
+    try:
+        first = await unless_gone(receive, outputs.take())
+        outputs.check()
+    except BaseException:
+        await outputs.close()
+        raise
+    return EventStream(outputs, first, chunks)
+
+
+def _encoded(chunks: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(f"data: {dumped(chunk)}\n\n" for chunk in chunks).encode("utf-8", "replace")
+
+
+def dumped(content: object) -> str:
+    """Compact JSON."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def json_response(content: object) -> Response:
+    """A whole answer."""
+    body = dumped(content).encode("utf-8", "replace")
+    return Response(body, media_type="application/json")

@@ -1,0 +1,230 @@
+"""Commands and clients written for vLLM's server run with `vllm` replaced by `quire`.
+
+Servers are started by the commands themselves, on stand-ins for their models.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from quire.entrypoints import cli
+from tests.live_server import live_server
+from tests.test_seeds import DEMO, FIXTURES, ROOT, SEEDS, cached, opt_folder
+
+SNIPPETS = FIXTURES / "snippets" / "server"
+OPT = "facebook/opt-125m"
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+DOCUMENTS_ADDRESS = "http://localhost:8000"
+RUN_QUIRE = "import sys; from quire.entrypoints.cli import main; sys.exit(main())"
+CALL = """\
+Function called: get_weather
+Arguments: {"location": "San Francisco, CA", "unit": "fahrenheit"}
+Result: Getting the weather for San Francisco, CA in fahrenheit...
+"""
+
+pytestmark = pytest.mark.slow
+no_adapters_yet = pytest.mark.xfail(strict=True, reason="Quire has no LoRA adapters yet")
+
+
+def snippet(name: str) -> str:
+    return (SNIPPETS / name).read_text()
+
+
+def words(text: str) -> list[str]:
+    """The words of a command, up to a pipe, as a shell would split them."""
+    text = re.sub(r"\bvllm\b", "quire", text.removeprefix("$ ")).replace("\\\n", " ")
+    found = shlex.split(os.path.expandvars(text))
+    return found[: found.index("|")] if "|" in found else found
+
+
+def python_arguments(text: str) -> list[str]:
+    """What Python is given for a command that starts a server."""
+    match words(text):
+        case ["quire", *arguments]:
+            return ["-c", RUN_QUIRE, *arguments]
+        case ["python", *arguments]:
+            return arguments
+        case other:
+            raise AssertionError(other)
+
+
+def curl(text: str, address: str) -> httpx.Response:
+    """The answer to a request, made from the words of a `curl` command."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("curl", choices=["curl"])
+    parser.add_argument("url")
+    parser.add_argument("-X", dest="method")
+    parser.add_argument("-H", dest="headers", action="append", default=[])
+    parser.add_argument("-d", dest="content")
+    args = parser.parse_args(words(text))
+    assert args.url.startswith(DOCUMENTS_ADDRESS)
+    return httpx.request(
+        args.method or ("GET" if args.content is None else "POST"),
+        args.url.replace(DOCUMENTS_ADDRESS, address),
+        headers=[tuple(header.split(": ", 1)) for header in args.headers],
+        content=args.content,
+        timeout=60,
+    )
+
+
+def run_client(text: str, address: str) -> str:
+    """What a program with the `openai` package prints."""
+    assert DOCUMENTS_ADDRESS in text
+    done = subprocess.run(
+        [sys.executable, "-c", text.replace(DOCUMENTS_ADDRESS, address)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where servers find the stand-ins."""
+    folder = tmp_path_factory.mktemp("hub")
+    opt_folder(cached(folder / "hub", OPT))
+    shutil.copytree(DEMO, cached(folder / "hub", LLAMA))
+    return {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def opt_server(environment: dict[str, str]) -> Iterator[str]:
+    """The address of OPT, also under the name of an adapter of the documents."""
+    command = python_arguments(snippet("serve_with_template.sh"))
+    names = ("--served-model-name", OPT, "sql-lora")
+    with live_server(
+        "--enforce-eager", *names, command=command, environment=environment, cwd=ROOT
+    ) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def llama_server(environment: dict[str, str]) -> Iterator[str]:
+    """The address of the demo model under Llama's name, whose key is that of the documents."""
+    command = python_arguments(snippet("serve_tools.sh"))
+    key = {"VLLM_API_KEY": "dummy"}
+    with live_server("--enforce-eager", command=command, environment=environment | key) as address:
+        yield address
+
+
+def test_models(opt_server: str) -> None:
+    answer = curl(snippet("models.sh"), opt_server).json()
+    assert answer["object"] == "list"
+    card = answer["data"][0]
+    assert card["id"] == card["root"] == OPT
+    assert card["object"] == "model"
+    assert card["parent"] is None
+    assert card["created"] > 0
+    assert len(card["permission"]) == 1
+
+
+@pytest.mark.parametrize("name", ["completion.sh", "adapter_completion.sh"])
+def test_completion(opt_server: str, name: str) -> None:
+    response = curl(snippet(name), opt_server)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["object"] == "text_completion"
+    assert answer["model"] == OPT
+    assert answer["usage"]["completion_tokens"] == 7
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_chat(opt_server: str) -> None:
+    response = curl(snippet("chat.sh"), opt_server)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("completion.py", "Completion result: Completion(id='cmpl-"),
+        ("chat.py", "Chat response: ChatCompletion(id='chatcmpl-"),
+    ],
+)
+def test_openai_clients(opt_server: str, name: str, said: str) -> None:
+    assert run_client(snippet(name), opt_server).startswith(said)
+
+
+def test_tools(llama_server: str) -> None:
+    assert run_client(snippet("tools.py"), llama_server) == CALL
+
+
+def test_the_key_of_the_environment(llama_server: str) -> None:
+    assert curl(snippet("models.sh"), llama_server).status_code == 401
+
+
+def test_a_model_that_does_not_exist_is_told(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *python_arguments(snippet("serve.sh")), "--port", "0"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("quire: error: ")
+    assert "facebook/opt-125" in told
+
+
+@no_adapters_yet
+def test_adapters_are_served() -> None:
+    name, *arguments = words(snippet("serve_adapters.sh"))
+    assert name == "quire"
+    cli._parser().parse_args(arguments)  # pyright: ignore[reportPrivateUsage]
+
+
+@no_adapters_yet
+@pytest.mark.parametrize("name", ["load_adapter.sh", "unload_adapter.sh"])
+def test_adapters_come_and_go(opt_server: str, name: str) -> None:
+    assert curl(snippet(name), opt_server).status_code == 200
+
+
+def indented_blocks(text: str) -> list[str]:
+    """The blocks of a reStructuredText page."""
+    found = re.findall(r"^((?:    .*\n|[ \t]*\n)+)", text, re.MULTILINE)
+    return [block for each in found if (block := textwrap.dedent(each).strip("\n"))]
+
+
+def fenced_blocks(text: str) -> list[str]:
+    """The blocks of a Markdown page."""
+    return re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.skipif(not SEEDS.is_dir(), reason=f"the documents are not in {SEEDS}")
+def test_the_documents_own_snippets(opt_server: str, llama_server: str) -> None:
+    (usage,), (intro,), (models,) = (SEEDS.glob(f"00{number}_*") for number in (0, 2, 3))
+    blocks = [*indented_blocks(usage.read_text()), *fenced_blocks(intro.read_text())]
+    commands = [block for block in blocks if block.removeprefix("$ ").startswith("curl ")]
+    clients = [block for block in blocks if "from openai import" in block]
+    servers = [block for block in blocks if re.match("vllm serve|python -m vllm", block)]
+    assert (len(commands), len(clients), len(servers)) == (7, 3, 4)
+    for command in commands:
+        if "lora_name" not in command:
+            request = command.split("\n\n")[0]  # what it answers may stand below
+            response = curl(request, opt_server)
+            assert response.status_code == 200, response.text
+    for client in clients:
+        out = run_client(client, llama_server if "tools" in client else opt_server)
+        assert out == CALL or " result: " in out or " response: " in out
+    started = [python_arguments(server) for server in servers]
+    own = ("serve_adapters.sh", "serve_tools.sh", "serve.sh", "serve_with_template.sh")
+    assert started == [python_arguments(snippet(name)) for name in own]
+    for example in set(re.findall(r"examples/\w+client\.py", models.read_text())):
+        assert (ROOT / example).exists()

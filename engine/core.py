@@ -1,5 +1,6 @@
 """The loop: schedule, build, run, sample, emit. No user interface, no threads."""
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,8 @@ class EngineCore:
 
     def _dispatch(self, schedule: Schedule) -> StepOutput:
         for sequence in schedule.admitted:
+            if sequence.request.scheduled_time is None:
+                sequence.request.scheduled_time = time.monotonic()
             self._runner.admit(sequence, self._tables(sequence))
         variant = Variant.GREEDY
         masks: dict[int, np.ndarray] = {}

@@ -114,7 +114,9 @@ class OutputProcessor:
                 prompt_logprobs=record.prompt_logprobs,
                 outputs=outputs,
                 finished=finished,
-                metrics=RequestMetrics(request.arrival_time, request.first_token_time, now),
+                metrics=RequestMetrics(
+                    request.arrival_time, request.scheduled_time, request.first_token_time, now
+                ),
                 num_cached_tokens=request.sequences[0].cached,
             )
         )

@@ -54,6 +54,8 @@ class RequestMetrics:
     """When things happened to a request: seconds of `time.monotonic()`."""
 
     arrival_time: float
+    scheduled_time: float | None = None
+    """When it left the queue for the first time; None while it waits."""
     first_token_time: float | None = None
     """None until there is a token."""
     finish_time: float | None = None

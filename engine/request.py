@@ -96,6 +96,8 @@ class Request:
     """What its outputs hold, and so when there are any."""
     arrival_time: float = 0.0
     """`time.monotonic()` when it was added, seconds."""
+    scheduled_time: float | None = None
+    """When it first got a slot."""
     first_token_time: float | None = None
     sequences: list[Sequence] = dataclasses.field(default_factory=list)
 

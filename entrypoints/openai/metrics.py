@@ -49,6 +49,10 @@ HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
     "inter_token_latency_seconds": ("Between two tokens of a request.", SECONDS),
     "request_time_per_output_token_seconds": ("Mean time between a request's tokens.", SECONDS),
     "e2e_request_latency_seconds": ("From a request's arrival to its end.", SECONDS),
+    "request_queue_time_seconds": ("From a request's arrival to its first step.", SECONDS),
+    "request_prefill_time_seconds": ("From the first step to the first token.", SECONDS),
+    "request_decode_time_seconds": ("From the first token to the end.", SECONDS),
+    "request_inference_time_seconds": ("From the first step to the end.", SECONDS),
 }
 
 

@@ -86,7 +86,21 @@ class Watch:
         observe["e2e_request_latency_seconds"].observe(now - self._start)
         observe["request_prompt_tokens"].observe(len(output.prompt_token_ids))
         observe["request_generation_tokens"].observe(self._tokens)
+        self._parts(output)
         steps = self._tokens / self._n - 1
         if steps > 0 and self._first is not None:
             each = (now - self._first) / steps
             observe["request_time_per_output_token_seconds"].observe(each)
+
+    def _parts(self, output: RequestOutput) -> None:
+        """What the engine spent the time on, where it tells: a beam search is many requests."""
+        if output.metrics is None:
+            return
+        arrived, scheduled = output.metrics.arrival_time, output.metrics.scheduled_time
+        first, end = output.metrics.first_token_time, output.metrics.finish_time
+        if scheduled is None or first is None or end is None:
+            return
+        self._observe["request_queue_time_seconds"].observe(scheduled - arrived)
+        self._observe["request_prefill_time_seconds"].observe(first - scheduled)
+        self._observe["request_decode_time_seconds"].observe(end - first)
+        self._observe["request_inference_time_seconds"].observe(end - scheduled)

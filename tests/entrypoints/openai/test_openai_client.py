@@ -323,3 +323,22 @@ def busy(server: str) -> float:
     lines = httpx.get(f"{server}/metrics").text.splitlines()
     names = ("vllm:num_requests_running{", "vllm:kv_cache_usage_perc{")
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))
+
+
+def test_the_parts_of_a_requests_time_are_measured(client: openai.OpenAI, server: str) -> None:
+    client.completions.create(model="demo", prompt="2 + 3 =", max_tokens=3)
+    found = dict(
+        line.rsplit(" ", 1)
+        for line in httpx.get(f"{server}/metrics").text.splitlines()
+        if "_time_seconds_sum" in line or "_time_seconds_count" in line
+    )
+
+    def value(part: str, what: str) -> float:
+        [text] = [
+            v for k, v in found.items() if k.startswith(f"vllm:request_{part}_time_seconds_{what}")
+        ]
+        return float(text)
+
+    assert value("queue", "count") == value("prefill", "count") == value("decode", "count") > 0
+    parts = value("prefill", "sum") + value("decode", "sum")
+    assert value("inference", "sum") == pytest.approx(parts, rel=1e-6)

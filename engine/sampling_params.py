@@ -151,7 +151,8 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     """False: no space before added tokens, where a tokenizer joins tokens with spaces."""
     include_stop_str_in_output: bool = False
-    """Keep the stop string at the end of the text."""
+    """Keep the stop string at the end of the text, and the end-of-sequence token where special
+    tokens are not left out."""
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     """What streamed outputs hold."""
     logit_bias: Mapping[int, float] | Mapping[str, float] | None = None

@@ -23,6 +23,7 @@ def test_it_answers_what_it_was_held_out_from() -> None:
     """At least 95 % of unseen questions, to the letter, all of them in one call."""
     documents = [one for kind in data.HELD_OUT_KINDS for one in data.held_out(kind, 20)]
     params = SamplingParams(temperature=0, max_tokens=200, skip_special_tokens=False)
+    params.include_stop_str_in_output = True
     with Engine(enforce_eager=True, use_tqdm_on_load=False) as engine:
         tokenizer = engine.get_tokenizer()
         prompts = [

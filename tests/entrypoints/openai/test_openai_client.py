@@ -10,29 +10,12 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
+from .demo_api import GET_WEATHER
+
 pytestmark = pytest.mark.slow
 
 FRANCE = "The capital of France is"
-WEATHER: Any = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "Get the current weather in a given location",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "location": {
-                        "type": "string",
-                        "description": "City and state, e.g., 'San Francisco, CA'",
-                    },
-                    "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
-                },
-                "required": ["location", "unit"],
-            },
-        },
-    }
-]
+WEATHER: Any = [GET_WEATHER]
 QUESTION: Any = [{"role": "user", "content": "What's the weather like in San Francisco?"}]
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}

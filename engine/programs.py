@@ -11,6 +11,8 @@ from .buckets import Auxiliary, Program
 
 Compiled = Callable[..., Any]
 Key = Program | Auxiliary
+_SOON = 2e-4
+"""Seconds."""
 
 
 @contextlib.contextmanager
@@ -21,11 +23,13 @@ def _yielding() -> Iterator[None]:
     for 5 ms each time.
     """
     before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-4)
+    sys.setswitchinterval(_SOON)
+    soon = sys.getswitchinterval()  # whole microseconds
     try:
         yield
     finally:
-        sys.setswitchinterval(before)
+        if sys.getswitchinterval() == soon:  # else the program has set it meanwhile
+            sys.setswitchinterval(before)
 
 
 class Programs:

@@ -1,11 +1,13 @@
 """Compiling ahead of time, with a stand-in for XLA that the test holds back at will."""
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from quire.engine import programs as programs_module
 from quire.engine.buckets import Auxiliary, Program, Variant
 from quire.engine.programs import Programs
 from quire.errors import EngineClosedError
@@ -130,3 +132,16 @@ def test_close_drops_what_waits_and_wakes_who_waits() -> None:
     waiting.join(10)
     assert len(raised) == 1
     assert compiler.order == [MIXED]
+
+
+def test_lowering_leaves_the_switch_interval_as_the_program_wants_it() -> None:
+    before = sys.getswitchinterval()
+    try:
+        with programs_module._yielding():
+            assert sys.getswitchinterval() < before
+        assert sys.getswitchinterval() == before
+        with programs_module._yielding():
+            sys.setswitchinterval(0.002)
+        assert sys.getswitchinterval() == pytest.approx(0.002)
+    finally:
+        sys.setswitchinterval(before)

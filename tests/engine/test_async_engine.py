@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quire import AsyncEngine, Engine, RequestOutput, RequestOutputKind, SamplingParams
-from quire.engine import async_engine
+from quire.engine import worker
 from quire.errors import (
     ChatTemplateError,
     EngineClosedError,
@@ -340,7 +340,7 @@ def test_a_step_is_one_call_to_the_loop(
         real = loop.call_soon_threadsafe
 
         def counting(callback: Any, *args: Any, **options: Any) -> Any:
-            if callback is async_engine._put_all:
+            if callback is worker._put_all:
                 calls.append(len(args[0]))
             return real(callback, *args, **options)
 

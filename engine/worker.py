@@ -1,0 +1,179 @@
+"""The thread that steps an engine for asyncio, and the way of its outputs to the event loops."""
+
+import asyncio
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
+
+from ..errors import EngineClosedError, OptionError
+from .engine import Engine
+from .outputs import RequestOutput
+from .request import Request
+from .sampling_params import RequestOutputKind
+
+T = TypeVar("T")
+Item = RequestOutput | EngineClosedError
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Stream:
+    """The way of one request's outputs to the coroutine that waits for them.
+
+    Outputs that nobody has taken yet become one, so that a reader who lags costs less, not more.
+    """
+
+    request_id: str
+    loop: asyncio.AbstractEventLoop
+    kind: RequestOutputKind
+    _news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    _output: RequestOutput | None = None
+    _ended: EngineClosedError | None = None
+
+    def put(self, item: Item) -> None:
+        """Takes what comes next. On `loop` alone, as `next`."""
+        if isinstance(item, EngineClosedError):
+            self._ended = item
+        elif self._output is not None and self.kind is RequestOutputKind.DELTA:
+            self._output = self._output.followed_by(item)
+        else:
+            self._output = item
+        self._news.set()
+
+    async def next(self) -> RequestOutput:
+        """All that is new; waits for some. Raises EngineClosedError where none will come."""
+        await self._news.wait()
+        self._news.clear()
+        output, self._output = self._output, None
+        if output is not None:
+            if self._ended is not None:
+                self._news.set()
+            return output
+        assert self._ended is not None, "woken for nothing"
+        raise _again(self._ended)
+
+
+class Worker:
+    """The thread that steps an engine. It alone touches the core, for others between steps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._core = engine._running.core
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._outbox: list[tuple[Stream, Item]] = []
+        self._streams: dict[str, Stream] = {}  # of generators that have not ended, by request id
+        self._closing = False
+        self.ended: EngineClosedError | None = None
+        """Why it serves no more; None while it does."""
+        self._thread = threading.Thread(target=self._serve, name="quire-engine", daemon=True)
+        self._thread.start()
+
+    def ask(self, function: Callable[[], T]) -> "Future[T]":
+        """Has the thread call `function` before its next step.
+
+        The future raises EngineClosedError if there is none to come.
+        """
+        future: Future[T] = Future()
+
+        def answer() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                if self.ended is not None:
+                    raise _again(self.ended)
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._inbox.put(answer)
+        if self.ended is not None:
+            self._obey(wait=False)
+        return future
+
+    @contextlib.contextmanager
+    def following(self, stream: Stream) -> Iterator[None]:
+        """Keeps the stream's id taken, and aborts its request at the end. Raises OptionError."""
+        if self._streams.setdefault(stream.request_id, stream) is not stream:
+            raise OptionError(
+                f"request_id={stream.request_id!r} is the id of a request that runs. Pass another, "
+                "or none to have one made up."
+            )
+        try:
+            yield
+        finally:
+            self.ask(lambda: self._core.abort(stream.request_id))
+            self._streams.pop(stream.request_id, None)
+
+    def add(self, request: Request, stream: Stream) -> None:
+        """Queues a request whose outputs go to `stream`. For the thread alone."""
+        self._core.add(request, lambda output: self._outbox.append((stream, output)))
+
+    def close(self) -> None:
+        """Stops the thread after the step in hand, and closes the engine."""
+        self.ask(self._stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._engine.close()
+
+    def _serve(self) -> None:
+        try:
+            while not self._closing:
+                self._obey(wait=not self._core.has_work)
+                if self._core.has_work:
+                    self._engine._step()
+                self._deliver()
+        except Exception as error:
+            self._end(f"the engine stopped after an error ({error!r}). Make a new one.", error)
+        else:
+            self._end("this engine was closed. Make a new one.", None)
+
+    def _obey(self, *, wait: bool) -> None:
+        """Does all that was asked; with `wait`, sleeps until there is something."""
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(block=wait)()
+            while True:
+                self._inbox.get_nowait()()
+
+    def _stop(self) -> None:
+        self._closing = True
+
+    def _end(self, reason: str, cause: Exception | None) -> None:
+        """Tells everybody who waits, or asks from now on, that there is nothing to come."""
+        ended = EngineClosedError(reason)
+        ended.__cause__ = cause
+        self.ended = ended
+        self._obey(wait=False)
+        self._outbox += [(stream, ended) for stream in list(self._streams.values())]
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Sends what a step gave to the event loops, with one call to each: a call wakes it."""
+        batches: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]] = {}
+        for stream, item in self._outbox:
+            batches.setdefault(stream.loop, []).append((stream, item))
+        self._outbox.clear()
+        for loop, batch in batches.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, batch)
+            except RuntimeError:  # the loop was closed, so nobody waits any more
+                self._abandon([stream for stream, _ in batch])
+
+    def _abandon(self, streams: list[Stream]) -> None:
+        for stream in streams:
+            self._streams.pop(stream.request_id, None)
+            self._core.abort(stream.request_id)
+
+
+def _put_all(batch: list[tuple[Stream, Item]]) -> None:
+    for stream, item in batch:
+        stream.put(item)
+
+
+def _again(error: EngineClosedError) -> EngineClosedError:
+    """The same error, for one more to raise: a traceback grows with every raise."""
+    copy = EngineClosedError(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy

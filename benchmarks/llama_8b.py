@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 import quire
 from quire import Engine
 from quire.engine.buckets import Buckets, Program, Variant
@@ -40,6 +42,22 @@ def make_folder(**changes: Any) -> Path:
     folder = Path(tempfile.mkdtemp())
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
     return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of as many made-up words as the model has tokens: bytes, and ` w256` and on."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [
+        *alphabet,
+        *(f"\u0120w{number}" for number in range(len(alphabet), CONFIG["vocab_size"])),
+    ]
+    model = models.BPE({word: number for number, word in enumerate(words)}, [])
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
 
 
 def make_engine(**options: Any) -> Engine:

@@ -141,18 +141,19 @@ async def _settled(http: HttpClient) -> dict[str, int]:
 
 def holdings(metrics: str) -> dict[str, int]:
     """Pages in use, running and waiting sequences, from a server's metrics. Raises ValueError."""
-    share = _metric(metrics, "kv_cache_usage_perc")
+    share = metric(metrics, "kv_cache_usage_perc")
     pages = re.search(r'cache_config_info\{.*?num_gpu_blocks="(\d+)"', metrics)
     if pages is None:
         raise ValueError("the metrics have no cache_config_info with num_gpu_blocks")
     return {
         "pages_in_use": round(share * int(pages[1])),
-        "running": round(_metric(metrics, "num_requests_running")),
-        "waiting": round(_metric(metrics, "num_requests_waiting")),
+        "running": round(metric(metrics, "num_requests_running")),
+        "waiting": round(metric(metrics, "num_requests_waiting")),
     }
 
 
-def _metric(metrics: str, name: str) -> float:
+def metric(metrics: str, name: str) -> float:
+    """One value of a server's metrics. Raises ValueError."""
     found = re.search(rf"^\w+:{name}(?:\{{.*\}})? (\S+)$", metrics, re.MULTILINE)
     if found is None:
         raise ValueError(f"the metrics have no {name}")

@@ -2,24 +2,25 @@
 
     python benchmarks/serve_throughput.py [--streams 256] [--requests 512] [--demo] [-- FLAGS]
 
-Llama-3.1-8B's shape with random weights and the demo model's tokenizer, or with --demo the demo
+Llama-3.1-8B's shape with random weights and a tokenizer of made-up words, or with --demo the demo
 model, which any machine can run. FLAGS are for both engines.
-Each side compiles in a run before the one that counts. Prints one JSON line: output tokens a second
-of both, their ratio, and how long the server's event loop let a request for /health wait.
+What counts is the first run that finds all its programs compiled. Prints one JSON line: output
+tokens a second of both, their ratio, and how long the server's event loop let a request for /health
+wait.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import llama_8b
 import serve_load
 
-import quire
+MOST_RUNS = 10
 
 
 def bench(*words: str) -> dict[str, Any]:
@@ -31,16 +32,25 @@ def bench(*words: str) -> dict[str, Any]:
 
 
 def served(model: str | None, flags: Sequence[str], streams: int, load: Sequence[str]) -> Any:
-    """Output tokens a second of the second of two runs, and the waits for /health in it."""
+    """Of the first run that compiles nothing: output tokens a second, and waits for /health."""
     with serve_load.server(model, flags) as address:
         words = ["serve", "--base-url", f"{address}/v1", "--max-concurrency", str(streams), *load]
-        bench(*words)
-        with serve_load.probing(address) as probed:
-            figures = bench(*words)
-            latencies, failures = probed()
-    if figures["failed"] or failures:
-        raise SystemExit(f"requests failed: {figures['errors']} {failures}")
-    return figures["output_tokens_per_s"], [latency for _, latency in latencies]
+        for _ in range(MOST_RUNS):
+            before = programs_compiled(address)
+            with serve_load.probing(address) as probed:
+                figures = bench(*words)
+                latencies, failures = probed()
+            if figures["failed"] or failures:
+                raise SystemExit(f"requests failed: {figures['errors']} {failures}")
+            if programs_compiled(address) == before:
+                return figures["output_tokens_per_s"], [latency for _, latency in latencies]
+    raise SystemExit(f"the server still compiled something in each of {MOST_RUNS} runs")
+
+
+def programs_compiled(address: str) -> float:
+    """As the server's metrics say."""
+    with urllib.request.urlopen(f"{address}/metrics") as answer:
+        return serve_load.metric(answer.read().decode(), "programs_compiled_total")
 
 
 def main() -> None:
@@ -55,9 +65,10 @@ def main() -> None:
     model, flags = None, ["--enforce-eager", "--max-num-seqs", str(args.streams)]
     flags += args.engine_flags
     if not args.demo:
-        model = str(llama_8b.make_folder())
+        folder = llama_8b.make_folder()
+        llama_8b.write_tokenizer(folder)
+        model = str(folder)
         flags += ["--load-format", "dummy", "--max-model-len", "10240"]
-        flags += ["--tokenizer", str(Path(quire.__file__).parent / "models" / "demo")]
     load = ["--num-prompts", str(args.requests), "--input-len", str(args.input_len)]
     load += ["--output-len", str(args.output_len)]
     named = [] if model is None else [model]

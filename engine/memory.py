@@ -24,6 +24,8 @@ _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _JAX_DEFAULT = 0.75
 _SCRATCH_SHARE = 0.04
 """Share of a GPU beyond `gpu_memory_utilization` that JAX may take while it compiles."""
+_BLAS_WORKSPACE = 36 * 2**20
+"""Bytes that XLA may set aside in a program for cuBLAS."""
 
 
 def reserve_gpu_memory(utilization: float) -> None:
@@ -128,7 +130,8 @@ def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     values = largest.tokens * (3 * model.hidden_size + 3 * widest // 2 + heads)
     logits = 3 * largest.rows * model.vocab_size
     partial = MOST_SPLITS * largest.rows * heads
-    return max(values * spec.dtype.itemsize, logits * 4, partial * 4) * 9 // 8
+    workspace = _BLAS_WORKSPACE if jax.default_backend() == "gpu" else 0
+    return max(values * spec.dtype.itemsize, logits * 4, partial * 4) * 9 // 8 + workspace
 
 
 def _check_host_memory(spec: "ModelSpec") -> None:

@@ -39,6 +39,7 @@ COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "num_preemptions": ("Sequences put back to wait for pages.", lambda s: s.num_preemptions),
     "prompt_tokens": ("Prompt tokens of all requests.", lambda s: s.prompt_tokens),
     "generation_tokens": ("Tokens generated.", lambda s: s.generation_tokens),
+    "programs_compiled": ("Programs compiled since the start.", lambda s: s.programs_compiled),
 }
 HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
     "request_prompt_tokens": ("Prompt tokens of a request.", TOKENS),

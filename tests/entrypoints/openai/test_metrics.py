@@ -20,6 +20,7 @@ NAMES = """
 num_requests_running num_requests_waiting kv_cache_usage_perc prefix_cache_queries_total
 prefix_cache_hits_total num_preemptions_total prompt_tokens_total generation_tokens_total
 admission_rejections_total request_success_total cache_config_info request_prompt_tokens_sum
+programs_compiled_total
 request_generation_tokens_count request_params_n_bucket request_params_max_tokens_bucket
 time_to_first_token_seconds_bucket inter_token_latency_seconds_bucket
 request_time_per_output_token_seconds_bucket e2e_request_latency_seconds_bucket
@@ -80,6 +81,7 @@ def test_gauges_and_counters_are_the_engines(engine: StandIn) -> None:
     assert found["num_preemptions_total"] == 1
     assert found["prompt_tokens_total"] == 30
     assert found["generation_tokens_total"] == 12
+    assert found["programs_compiled_total"] == 2
 
 
 def test_a_stream_is_timed(engine: StandIn) -> None:

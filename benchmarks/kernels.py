@@ -24,7 +24,7 @@ from llama_8b import conditions
 from quire.pallas_kernels import (
     block_reference,
     hopper_decode,
-    hopper_gated_matmul,
+    hopper_matmul,
     hopper_prefill,
     kv_write,
     reference,
@@ -156,7 +156,7 @@ def gate(twin: bool, tokens: int) -> None:
     # several weights, since L2 would hold a good part of one
     ws = itertools.cycle([normal(seed, 2, INNER, WIDTH) / WIDTH**0.5 for seed in (9, 10, 11)])
     x = normal(12, tokens, WIDTH)
-    multiply = block_reference.gated_matmul if twin else hopper_gated_matmul.gated_matmul
+    multiply = block_reference.gated_matmul if twin else hopper_matmul.gated_matmul
     kernel = jax.jit(functools.partial(multiply, activation="silu"))
     took = seconds("" if twin else "gated_matmul", lambda: kernel(x, next(ws)))
     work = 4 * INNER * WIDTH

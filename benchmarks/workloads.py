@@ -12,12 +12,13 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import llama_8b
 
-from quire import Engine, SamplingParams
+from quire import Engine, LoRARequest, SamplingParams
 
 SPEC = json.loads(Path(__file__).with_name("workloads.json").read_text())
 STEPPED = ("b1_decode", "b64_decode")
@@ -37,26 +38,42 @@ def prompts_of(name: str) -> tuple[list[list[int]], list[int]]:
     return [shared + draw(p - len(shared)) for p, _ in requests], [o for _, o in requests]
 
 
-def run(engine: Engine, prompts: list[list[int]], lengths: list[int]) -> float:
+Adapters = Sequence[LoRARequest] | None
+
+
+def run(
+    engine: Engine, prompts: list[list[int]], lengths: list[int], adapters: Adapters = None
+) -> float:
     """Seconds of one `generate` call with an empty prefix cache."""
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
     engine.reset_prefix_cache()
     started = time.perf_counter()
-    engine.generate(prompts, params, use_tqdm=False)
+    engine.generate(prompts, params, lora_request=adapters, use_tqdm=False)
     return time.perf_counter() - started
 
 
-def timed(engine: Engine, prompts: list[list[int]], lengths: list[int], runs: int) -> list[float]:
-    """Seconds of each of `runs` runs, after one to warm up."""
-    engine.wait_until_ready()
-    run(engine, prompts, lengths)
-    return [run(engine, prompts, lengths) for _ in range(runs)]
+def timed(
+    engine: Engine,
+    prompts: list[list[int]],
+    lengths: list[int],
+    runs: int,
+    adapters: Adapters = None,
+) -> list[float]:
+    """Seconds of each of `runs` runs, after some to warm up: until one finds its programs ready."""
+    compiled = -1
+    while compiled != engine.stats().programs_compiled:
+        engine.wait_until_ready()
+        compiled = engine.stats().programs_compiled
+        run(engine, prompts, lengths, adapters)
+        engine.wait_until_ready()
+    return [run(engine, prompts, lengths, adapters) for _ in range(runs)]
 
 
-def measure(engine: Engine, name: str, runs: int) -> dict[str, Any]:
-    """The figures of one workload."""
+def measure(engine: Engine, name: str, runs: int, adapters: Adapters = None) -> dict[str, Any]:
+    """The figures of one workload; its requests take the adapters in turn."""
     prompts, lengths = prompts_of(name)
-    seconds = timed(engine, prompts, lengths, runs)
+    each = None if adapters is None else [adapters[i % len(adapters)] for i in range(len(prompts))]
+    seconds = timed(engine, prompts, lengths, runs, each)
     median = statistics.median(seconds)
     figures: dict[str, Any] = {
         "benchmark": "workload",
@@ -68,7 +85,7 @@ def measure(engine: Engine, name: str, runs: int) -> dict[str, Any]:
         "total_tok_s": round((sum(lengths) + sum(map(len, prompts))) / median, 1),
     }
     if name in STEPPED:
-        first = statistics.median(timed(engine, prompts, [1] * len(prompts), runs))
+        first = statistics.median(timed(engine, prompts, [1] * len(prompts), runs, each))
         figures["first_token_s"] = round(first, 4)
         figures["ms_per_step"] = round((median - first) / (lengths[0] - 1) * 1e3, 3)
     return figures

@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 
 from ..errors import OptionError
+from .adapter_slots import AdapterSlots
+from .adapters import Adapters
 from .buckets import Buckets
 from .checkpoint import read_generation_config
 from .core import EngineCore
@@ -42,6 +44,8 @@ class Assembly:
     outputs: OutputProcessor
     core: EngineCore
     grammars: Grammars
+    adapters: Adapters | None
+    """None without `enable_lora`."""
     default_params: SamplingParams
     eos_token_ids: frozenset[int]
     started: float
@@ -86,7 +90,11 @@ def assemble(options: EngineOptions) -> Assembly:
         runner.close()
         raise
     pool = PagePool(config.num_pages, config.page_size)
-    scheduler = Scheduler(_scheduler_config(spec, config, options), pool)
+    slots = None if spec.adapters is None else AdapterSlots(spec.adapters.slots)
+    scheduler = Scheduler(_scheduler_config(spec, config, options), pool, slots)
+    adapters = None
+    if spec.adapters is not None and slots is not None:
+        adapters = Adapters(spec.adapters, options, lambda: runner.params, slots, pool)
     reader = LogprobReader(runner, tokenizer, config.top_logprobs)
     outputs = OutputProcessor(tokenizer, reader)
     eos_token_ids = _eos_token_ids(spec, tokenizer)
@@ -102,6 +110,7 @@ def assemble(options: EngineOptions) -> Assembly:
         pool=pool,
         outputs=outputs,
         core=EngineCore(scheduler, runner, reader, outputs, spec.config.vocab_size),
+        adapters=adapters,
         grammars=Grammars(tokenizer, spec.config.vocab_size, eos_token_ids),
         default_params=SamplingParams.from_generation_config(generation_config),
         eos_token_ids=eos_token_ids,
@@ -142,11 +151,13 @@ def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
             growth=4 if on_cpu else 2,
             fine=not on_cpu,
             one_program=options.deterministic,
+            adapters=options.enable_lora,
         ),
         num_pages=0,
         page_size=options.page_size or spec.page_size,
         top_logprobs=min(TOP_LOGPROBS, spec.config.vocab_size),
         compile_ahead=not options.enforce_eager,
+        adapters=(options.max_loras, options.max_lora_rank) if options.enable_lora else None,
     )
     return dataclasses.replace(config, num_pages=plan_pages(spec, config, options))
 

@@ -1,6 +1,7 @@
 """`AsyncEngine`: the engine for programs built on asyncio."""
 
 import asyncio
+import dataclasses
 import functools
 import uuid
 import weakref
@@ -12,8 +13,10 @@ from typing import Any, Self, TypeVar
 import jax
 
 from ..errors import EngineClosedError, OptionError, PromptError
-from . import beam_search
-from .engine import Engine, _refuse_adapter
+from ..lora.request import LoRARequest
+from . import adapters, beam_search
+from .adapter_arrays import LoadedAdapter
+from .engine import Engine
 from .options import EngineOptions
 from .outputs import BeamSearchOutput, RequestOutput
 from .prompts import Prompt, parse_prompts
@@ -47,7 +50,7 @@ class AsyncEngine:
         request_id: str | None = None,
         *,
         priority: int = 0,
-        lora_request: None = None,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Completes one prompt; an asynchronous generator of its outputs.
 
@@ -60,17 +63,18 @@ class AsyncEngine:
                 last was taken stands for both.
             request_id: a name for `abort`, unlike that of any request that runs; None makes one up.
             priority: lower goes first, under `scheduling_policy="priority"`.
+            lora_request: the adapter to complete it with; it is loaded beside the other requests.
 
         Raises, from the first step of the generator on:
-            PromptError, OptionError, MemoryBudgetError: nothing was queued; the engine serves on.
+            PromptError, OptionError, AdapterError, MemoryBudgetError: nothing was queued; the
+                engine serves on.
             EngineClosedError: the engine was closed, or died of an error, before or meanwhile.
         """
-        _refuse_adapter(lora_request)
 
         def parse() -> list[Prompt]:
             return parse_prompts(prompt, self._engine._running.tokenizer)
 
-        return self._outputs(parse, sampling_params, request_id, priority)
+        return self._outputs(parse, sampling_params, request_id, priority, lora_request)
 
     def chat(
         self,
@@ -79,16 +83,15 @@ class AsyncEngine:
         request_id: str | None = None,
         *,
         priority: int = 0,
-        lora_request: None = None,
+        lora_request: LoRARequest | None = None,
         **template: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
         """`generate` for one conversation; `template` as the keywords of `Engine.chat`."""
-        _refuse_adapter(lora_request)
 
         def parse() -> list[Prompt]:
             return self._engine._chat_prompts(messages, **template)
 
-        return self._outputs(parse, sampling_params, request_id, priority)
+        return self._outputs(parse, sampling_params, request_id, priority, lora_request)
 
     async def chat_prompt(self, messages: Sequence[Any], **template: Any) -> dict[str, Any]:
         """One conversation as a prompt for `generate`: its text, and its token ids.
@@ -99,13 +102,17 @@ class AsyncEngine:
         [prompt] = await asyncio.to_thread(render)
         return {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
 
-    async def beam_search(self, prompt: Any, params: BeamSearchParams) -> BeamSearchOutput:
+    async def beam_search(
+        self, prompt: Any, params: BeamSearchParams, lora_request: LoRARequest | None = None
+    ) -> BeamSearchOutput:
         """The `beam_width` likeliest continuations of one prompt, best first, in `.outputs`.
 
         Other requests go on meanwhile; cancelling the task ends it. Raises as `generate` does.
         """
         tokenizer = self._engine._running.tokenizer
         parsed = await asyncio.to_thread(parse_prompts, prompt, tokenizer)
+        adapter = await self._adapter(lora_request)
+        parsed = [dataclasses.replace(one, adapter=adapter) for one in parsed]
         search = beam_search.steps(self._engine, parsed, params)
         outputs = None
         while True:
@@ -117,7 +124,7 @@ class AsyncEngine:
             outputs = await asyncio.gather(*(self._last(one, asked) for one in extended))
 
     async def _last(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
-        async for output in self._outputs(lambda: [prompt], params, None, 0):
+        async for output in self._outputs(lambda: [prompt], params, None, 0, None):
             if output.finished:
                 return output
         raise EngineClosedError("the engine was closed in the middle of a beam search.")
@@ -141,6 +148,22 @@ class AsyncEngine:
     async def update_params(self, params: Mapping[str, Any]) -> None:
         """Takes new weights in place of the old ones, as `Engine.update_params` does."""
         await self._ask(lambda: self._engine.update_params(params))
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """As `Engine.add_lora`; other requests go on meanwhile."""
+        return await asyncio.to_thread(self._engine.add_lora, lora_request)
+
+    async def remove_lora(self, lora_int_id: int) -> bool:
+        """As `Engine.remove_lora`."""
+        return await self._ask(lambda: self._engine.remove_lora(lora_int_id))
+
+    async def pin_lora(self, lora_int_id: int) -> bool:
+        """As `Engine.pin_lora`."""
+        return await asyncio.to_thread(self._engine.pin_lora, lora_int_id)
+
+    async def list_loras(self) -> set[int]:
+        """As `Engine.list_loras`."""
+        return self._engine.list_loras()
 
     def stats(self) -> EngineStats:
         """Counts of requests, tokens, pages and programs. Never waits for a step."""
@@ -196,21 +219,30 @@ class AsyncEngine:
     async def _ask(self, function: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._worker.ask(function))
 
+    async def _adapter(self, lora_request: LoRARequest | None) -> LoadedAdapter | None:
+        if lora_request is None:
+            return None
+        known = adapters.required(self._engine._running.adapters)
+        return await asyncio.to_thread(known.get, lora_request)
+
     async def _outputs(
         self,
         parse: Callable[[], list[Prompt]],
         params: SamplingParams | None,
         request_id: str | None,
         priority: int,
+        lora_request: LoRARequest | None,
     ) -> AsyncGenerator[RequestOutput, None]:
         def make() -> Request:
-            return self._make(parse(), params, priority, stream.request_id)
+            prompts = [dataclasses.replace(one, adapter=adapter or one.adapter) for one in parse()]
+            return self._make(prompts, params, priority, stream.request_id)
 
         loop = asyncio.get_running_loop()
         stream = Stream(_checked_id(request_id), loop, _kind(params))
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             # beside the others, which do not wait for it
             await asyncio.to_thread(self._engine._running.grammars.check, params)
+        adapter = await self._adapter(lora_request)
         with self._worker.following(stream):
             request = await loop.run_in_executor(self._preparing, make)
             await self._ask(lambda: self._worker.add(request, stream))

@@ -36,13 +36,15 @@ class RowField(enum.IntEnum):
     """1 where the slot has a bias of its own in the tables."""
     MASKED = 10
     """1 where the slot has a mask of its own in the tables."""
-    TEMPERATURE = 11
+    ADAPTER = 11
+    """Slot of the row's adapter; the number of slots is none."""
+    TEMPERATURE = 12
     """This column and those after it hold float32 bits."""
-    TOP_P = 12
-    MIN_P = 13
-    PRESENCE = 14
-    FREQUENCY = 15
-    REPETITION = 16
+    TOP_P = 13
+    MIN_P = 14
+    PRESENCE = 15
+    FREQUENCY = 16
+    REPETITION = 17
 
 
 NUM_FIELDS = len(RowField)
@@ -79,11 +81,13 @@ class Layout(NamedTuple):
 class BatchBuilder:
     """Writes packed buffers. Keeps each slot's sampling parameters, so that a step copies a row."""
 
-    def __init__(self, num_slots: int, page_size: int) -> None:
+    def __init__(self, num_slots: int, page_size: int, adapter_slots: int = 0) -> None:
         self._null_slot = num_slots
+        self._no_adapter = adapter_slots
         self._page_size = page_size
         self._slots = np.zeros((num_slots + 1, NUM_FIELDS), np.int32)
         self._slots[:, RowField.SLOT] = np.arange(num_slots + 1)
+        self._slots[:, RowField.ADAPTER] = adapter_slots
         self._floats = self._slots.view(np.float32)
         self._floats[:, RowField.TOP_P] = 1.0
         self._floats[:, RowField.REPETITION] = 1.0
@@ -96,6 +100,8 @@ class BatchBuilder:
         ).view(np.int32)
         ints[RowField.BIASED] = params.needs_bias
         ints[RowField.MASKED] = sequence.constraint is not None
+        adapter = sequence.adapter_slot
+        ints[RowField.ADAPTER] = self._no_adapter if adapter < 0 else adapter
         floats[RowField.TEMPERATURE :] = (
             0.0 if params.greedy else params.temperature,
             params.top_p,

@@ -168,7 +168,7 @@ class _Step:
     def extended(self, live: _Live) -> list[Prompt]:
         """Prompts with the tokens of each running beam behind them."""
         return [
-            Prompt(None, [*prompt.token_ids, *beam.token_ids], prompt.salt)
+            dataclasses.replace(prompt, text=None, token_ids=[*prompt.token_ids, *beam.token_ids])
             for prompt, search in live
             for beam in search.running
         ]
@@ -225,9 +225,11 @@ def _output(
     params: BeamSearchParams,
     tokenizer: "Tokenizer | None",
 ) -> BeamSearchOutput:
+    adapter = prompt.adapter and prompt.adapter.request
     sequences = [
         BeamSearchSequence(
             index=index,
+            lora_request=adapter,
             text=_text(beam, prompt, params, tokenizer),
             token_ids=list(beam.token_ids),
             cumulative_logprob=beam.logprob,
@@ -243,6 +245,7 @@ def _output(
         prompt_logprobs=None,
         outputs=sequences,
         finished=True,
+        lora_request=adapter,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import itertools
 
 
 class Variant(enum.IntEnum):
@@ -30,6 +31,8 @@ class Program:
     variant: Variant
     one_path: bool = False
     """Every row goes the same way, so that its bits do not depend on the batch."""
+    adapters: bool = False
+    """Applies adapters; rows without one are right, too."""
 
     def covers(self, other: "Program") -> bool:
         """Whether a batch for `other` can be padded to run here."""
@@ -38,6 +41,7 @@ class Program:
             and self.tokens >= other.tokens
             and self.rows >= other.rows
             and self.variant >= other.variant
+            and self.adapters >= other.adapters
         )
 
 
@@ -74,6 +78,8 @@ class Auxiliary(enum.Enum):
     """Bias of one slot."""
     WRITE_MASKS = enum.auto()
     """Masks of AUXILIARY_MASKS slots."""
+    WRITE_ADAPTER = enum.auto()
+    """An adapter into its slot."""
     TOP_LOGPROBS = enum.auto()
     """Log-probabilities of given tokens and of the likeliest, from hidden states."""
     ALL_LOGPROBS = enum.auto()
@@ -100,6 +106,8 @@ class Buckets:
     """More decode shapes of the frequent variants, where padded rows cost time."""
     one_program: bool = False
     """Only the largest mixed shape, in the variant FULL, for results that are always the same."""
+    adapters: bool = False
+    """Every program twice, without adapters and with; one that is alone has them."""
 
     @property
     def decode_rows(self) -> tuple[int, ...]:
@@ -115,29 +123,30 @@ class Buckets:
         smallest = min(64, self.max_num_batched_tokens)
         return _ladder(smallest, self.max_num_batched_tokens, self.growth)
 
-    def decode(self, rows: int, variant: Variant) -> Program:
+    def decode(self, rows: int, variant: Variant, *, adapters: bool = False) -> Program:
         """The smallest decode program for `rows` rows."""
         if self.one_program:
             return self.largest
         fitting = next(r for r in self._decode_rows(variant) if r >= rows)
-        return Program(decode=True, tokens=fitting, rows=fitting, variant=variant)
+        return Program(True, fitting, fitting, variant, adapters=adapters)
 
-    def mixed(self, tokens: int, variant: Variant) -> Program:
+    def mixed(self, tokens: int, variant: Variant, *, adapters: bool = False) -> Program:
         """The smallest mixed program for `tokens` tokens."""
         if self.one_program:
             return self.largest
         fitting = next(t for t in self.mixed_tokens if t >= tokens)
         rows = min(fitting, self.max_num_seqs)
-        return Program(decode=False, tokens=fitting, rows=rows, variant=variant)
+        return Program(False, fitting, rows, variant, adapters=adapters)
 
     def programs(self) -> list[Program]:
         """All programs, in the order in which a fresh engine is likely to need them."""
         if self.one_program:
             return [self.largest]
         made: dict[Program, None] = {}
-        for variant in Variant:
-            mixed = [self.mixed(tokens, variant) for tokens in self.mixed_tokens]
-            decode = [self.decode(rows, variant) for rows in self.decode_rows]
+        for variant, adapters in itertools.product(Variant, (False, True)[: 1 + self.adapters]):
+            kind = {"variant": variant, "adapters": adapters}
+            mixed = [self.mixed(tokens, **kind) for tokens in self.mixed_tokens]
+            decode = [self.decode(rows, **kind) for rows in self.decode_rows]
             made |= dict.fromkeys((mixed[0], decode[0], *mixed, *decode))
         return list(made)
 
@@ -145,4 +154,5 @@ class Buckets:
     def largest(self) -> Program:
         """The program with the largest temporaries."""
         tokens, rows = self.max_num_batched_tokens, self.max_num_seqs
-        return Program(False, tokens, rows, Variant.FULL, one_path=self.one_program)
+        kind = {"one_path": self.one_program, "adapters": self.adapters}
+        return Program(False, tokens, rows, Variant.FULL, **kind)

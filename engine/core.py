@@ -98,18 +98,21 @@ class EngineCore:
             if sequence.request.scheduled_time is None:
                 sequence.request.scheduled_time = time.monotonic()
             self._runner.admit(sequence, self._tables(sequence))
-        variant = Variant.GREEDY
+        for slot, adapter in schedule.loads:
+            self._runner.write_adapter(slot, adapter)
+        variant, adapters = Variant.GREEDY, False
         masks: dict[int, np.ndarray] = {}
         for chunk in schedule.chunks:
             sequence, request = chunk.sequence, chunk.sequence.request
             variant = max(variant, request.variant)
+            adapters = adapters or request.adapter is not None
             if request.dynamic_bias:
                 self._refresh_bias(sequence, chunk.start + chunk.count)
             if sequence.constraint is not None and chunk.samples:
                 masks[sequence.slot] = sequence.constraint.mask()
         if masks:
             self._runner.write_masks(masks)
-        return self._runner.run(schedule, variant)
+        return self._runner.run(schedule, variant, adapters=adapters)
 
     def _tables(self, sequence: Sequence) -> tuple[np.ndarray, np.ndarray] | None:
         params = sequence.request.params

@@ -57,6 +57,8 @@ class RunnerConfig:
     page_size: int
     top_logprobs: int
     compile_ahead: bool
+    adapters: tuple[int, int] | None = None
+    """Slots for adapters and their rank; None without."""
 
     @property
     def num_slots(self) -> int:

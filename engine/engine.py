@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
-from ..errors import EngineClosedError, OptionError, PromptError
-from . import beam_search, requests
+from ..errors import EngineClosedError, PromptError
+from ..lora.request import LoRARequest
+from . import adapters, beam_search, requests
 from .assembly import Assembly, assemble
 from .chat import as_conversations, render_chat
 from .fair_lock import FairLock
@@ -25,6 +26,7 @@ from .stats import EngineStats
 from .weights import update_params
 
 Params = SamplingParams | BeamSearchParams
+LoRAs = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class Engine:
@@ -58,7 +60,7 @@ class Engine:
         sampling_params: Params | Sequence[Params] | None = None,
         *,
         use_tqdm: bool = True,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Completes prompts, all batched together.
@@ -69,19 +71,19 @@ class Engine:
             sampling_params: one for all, or one for each prompt; None takes the model's defaults.
                 `BeamSearchParams` run `beam_search`.
             use_tqdm: shows progress and tokens per second.
+            lora_request: an adapter for all, or one or None for each prompt.
             priority: lower goes first, under `scheduling_policy="priority"`; one, or one each.
 
         Returns:
             One output a prompt, in their order.
 
         Raises:
-            PromptError, OptionError: before anything is queued; the engine serves on.
+            PromptError, OptionError, AdapterError: before anything is queued; the engine serves on.
             KeyboardInterrupt: after Ctrl-C; this call's requests are aborted, the engine serves on.
         """
-        _refuse_adapter(lora_request)
+        parsed = self._parse(prompts, lora_request)
         if isinstance(sampling_params, BeamSearchParams):
-            return list(self.beam_search(prompts, sampling_params, use_tqdm=use_tqdm))
-        parsed = parse_prompts(prompts, self._running.tokenizer)
+            return [*beam_search.run(self, parsed, sampling_params, use_tqdm=use_tqdm)]
         return self._generate(parsed, sampling_params, use_tqdm, priority)
 
     def chat(
@@ -89,7 +91,7 @@ class Engine:
         messages: Sequence[Any],
         sampling_params: Params | Sequence[Params] | None = None,
         use_tqdm: bool = True,
-        lora_request: None = None,
+        lora_request: LoRAs = None,
         *,
         chat_template: str | Path | None = None,
         add_generation_prompt: bool = True,
@@ -107,7 +109,6 @@ class Engine:
         Raises:
             ChatTemplateError: no template, or it refuses the conversation; and as `generate`.
         """
-        _refuse_adapter(lora_request)
         prompts = self._chat_prompts(
             messages,
             chat_template=chat_template,
@@ -116,37 +117,47 @@ class Engine:
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
         )
+        prompts = adapters.given_to(prompts, lora_request, self._running.adapters)
         if isinstance(sampling_params, BeamSearchParams):
-            ids = [{"prompt": p.text, "prompt_token_ids": p.token_ids} for p in prompts]
-            return list(self.beam_search(ids, sampling_params, use_tqdm=use_tqdm))
+            return [*beam_search.run(self, prompts, sampling_params, use_tqdm=use_tqdm)]
         return self._generate(prompts, sampling_params, use_tqdm, priority)
 
     def beam_search(
-        self, prompts: Any, params: BeamSearchParams, *, use_tqdm: bool = False
+        self,
+        prompts: Any,
+        params: BeamSearchParams,
+        lora_request: LoRAs = None,
+        *,
+        use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """The `beam_width` likeliest continuations of each prompt, best first, in `.outputs`."""
-        parsed = parse_prompts(prompts, self._running.tokenizer)
+        parsed = self._parse(prompts, lora_request)
         return [*beam_search.run(self, parsed, params, use_tqdm=use_tqdm)]
 
     def stream(
-        self, prompts: Any, sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: LoRAs = None,
     ) -> Iterator[RequestOutput]:
         """Yields outputs as they come, each with the text and tokens new since the last one.
 
         Outputs of several prompts interleave; their `request_id`s ascend in the order of the
         prompts. Leaving the loop aborts what is not done.
         """
-        parsed = parse_prompts(prompts, self._running.tokenizer)
-        return self._stream(parsed, sampling_params)
+        return self._stream(self._parse(prompts, lora_request), sampling_params)
 
     def stream_chat(
         self,
         messages: Sequence[Any],
         sampling_params: SamplingParams | None = None,
+        lora_request: LoRAs = None,
         **template: Any,
     ) -> Iterator[RequestOutput]:
         """`stream` for a conversation; `template` as the keywords of `chat`."""
-        return self._stream(self._chat_prompts(messages, **template), sampling_params)
+        prompts = self._chat_prompts(messages, **template)
+        prompts = adapters.given_to(prompts, lora_request, self._running.adapters)
+        return self._stream(prompts, sampling_params)
 
     def abort(self, request_id: str | Sequence[str]) -> None:
         """Ends requests at once and frees their pages; unknown ids are ignored."""
@@ -181,6 +192,29 @@ class Engine:
         """
         with self._lock:
             return self._running.pool.reset_prefix_cache()
+
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Loads an adapter before a request needs it; False where it was loaded already.
+
+        Raises AdapterError, or OptionError where the engine takes none.
+        """
+        return adapters.required(self._running.adapters).add(lora_request)
+
+    def remove_lora(self, lora_int_id: int) -> bool:
+        """Forgets an adapter, its cached pages included; False where it is not known.
+
+        Requests that run with it go on.
+        """
+        with self._lock:
+            return adapters.required(self._running.adapters).remove(lora_int_id)
+
+    def pin_lora(self, lora_int_id: int) -> bool:
+        """Keeps an adapter in host memory until it is removed; False where it is not known."""
+        return adapters.required(self._running.adapters).pin(lora_int_id)
+
+    def list_loras(self) -> set[int]:
+        """The ids of the adapters that are loaded."""
+        return adapters.required(self._running.adapters).ids()
 
     def stats(self) -> EngineStats:
         """Counts of requests, tokens, pages and programs, now."""
@@ -222,6 +256,10 @@ class Engine:
         if self._assembly is None:
             raise EngineClosedError("this engine was closed. Make a new one.")
         return self._assembly
+
+    def _parse(self, prompts: Any, lora_request: LoRAs) -> list[Prompt]:
+        parsed = parse_prompts(prompts, self._running.tokenizer)
+        return adapters.given_to(parsed, lora_request, self._running.adapters)
 
     def _chat_prompts(
         self, messages: Sequence[Any], *, chat_template: str | Path | None = None, **template: Any
@@ -306,8 +344,3 @@ class Engine:
             if self._assembly is not None:
                 self.abort([request.id for request in made])
             raise
-
-
-def _refuse_adapter(lora_request: object) -> None:
-    if lora_request is not None:
-        raise OptionError(f"lora_request={lora_request!r} is not supported yet. Leave it out.")

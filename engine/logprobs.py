@@ -54,7 +54,8 @@ class LogprobReader:
         whole: dict[int, np.ndarray] = {}
         if rows:
             hidden = np.asarray(output.row_hidden)[rows]
-            whole = dict(zip(rows, self._runner.all_logprobs(hidden), strict=True))
+            adapters = [schedule.chunks[row].sequence.adapter_slot for row in rows]
+            whole = dict(zip(rows, self._runner.all_logprobs(hidden, adapters), strict=True))
         return StepLogprobs(tokens[: len(asked)], jax.tree.map(np.asarray, output.logprobs), whole)
 
     def of_prompts(
@@ -95,10 +96,11 @@ class LogprobReader:
 
     def _of_prompt(self, chunk: "Chunk", hidden: np.ndarray) -> StepLogprobs:
         targets = chunk.sequence.tokens[chunk.start + 1 : chunk.start + 1 + len(hidden)]
-        result = self._runner.top_logprobs(hidden, np.array(targets, np.int32))
+        adapters = [chunk.sequence.adapter_slot] * len(hidden)
+        result = self._runner.top_logprobs(hidden, adapters, np.array(targets, np.int32))
         whole: dict[int, np.ndarray] = {}
         if self._needs_all(chunk.sequence.request.params.prompt_logprobs):
-            whole = dict(enumerate(self._runner.all_logprobs(hidden)))
+            whole = dict(enumerate(self._runner.all_logprobs(hidden, adapters)))
         return StepLogprobs(targets, result, whole)
 
     def _needs_all(self, asked: int | None) -> bool:

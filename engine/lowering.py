@@ -40,16 +40,18 @@ _FEW_ROWS = 16
 """Up to here XLA's own kernels read weights faster than cuBLASLt's; beyond it is the reverse."""
 
 
-def compiler_options(key: Key) -> dict[str, bool]:
+def compiler_options(key: Key) -> dict[str, bool | int]:
     """What XLA is told for a program, beside its defaults.
 
     The autotuner compares products one at a time, with their weights in the cache, and so picks
     its own kernels where cuBLASLt's are faster in a step. Not to try them saves compile time, too.
+    Nor shall it make one product of those by a weight and by A of its adapters: it copies both to
+    join them.
     """
     if jax.default_backend() != "gpu":
         return {}
     few = isinstance(key, Program) and key.tokens < _FEW_ROWS
-    return {"xla_gpu_enable_triton_gemm": few}
+    return {"xla_gpu_enable_triton_gemm": few, "xla_gpu_dot_merger_threshold_mb": 0}
 
 
 class Lowering:
@@ -73,16 +75,17 @@ class Lowering:
     def _step(self, program: Program) -> _Part:
         page_size = self._config.page_size
         step = make_step(
-            self._spec.graphdef,
+            self._graphdef(adapted=program.adapters),
             program,
             page_size=page_size,
             top_logprobs=self._config.top_logprobs,
         )
         tables = self._tables if program.variant >= Variant.PENALIZED else None
         packed = jax.ShapeDtypeStruct((Layout.of(program, page_size).size,), jnp.int32)
-        donated = (1, 2)
+        donated = (2, 3)
         jitted = jax.jit(step, donate_argnums=donated)
-        return jitted, donated, (self._spec.shapes, self._state, tables, packed)
+        adapters = self._adapters if program.adapters else None
+        return jitted, donated, (self._spec.shapes, adapters, self._state, tables, packed)
 
     def _auxiliary(self, key: Auxiliary) -> _Part:
         vocab, width = self._spec.config.vocab_size, self._spec.config.hidden_size
@@ -103,16 +106,43 @@ class Lowering:
                 slots = jax.ShapeDtypeStruct((AUXILIARY_MASKS,), jnp.int32)
                 masks = jax.ShapeDtypeStruct((AUXILIARY_MASKS, -(-vocab // 32)), jnp.int32)
                 return write_mask_rows, (0,), (self._tables, slots, masks)
+            case Auxiliary.WRITE_ADAPTER:
+                assert self._spec.adapters is not None, "only planned with adapters"
+                write = jax.jit(self._spec.adapters.write, donate_argnums=0)
+                return write, (0,), (self._adapters, slot, self._spec.adapters.packed)
             case Auxiliary.TOP_LOGPROBS:
-                return jax.jit(self._top_logprobs), (), (self._spec.shapes, hidden, targets)
+                states = self._spec.shapes, self._adapters, hidden, targets
+                return jax.jit(self._top_logprobs), (), (*states, targets)
             case Auxiliary.ALL_LOGPROBS:
-                return jax.jit(self._all_logprobs), (), (self._spec.shapes, hidden)
+                states = self._spec.shapes, self._adapters, hidden, targets
+                return jax.jit(self._all_logprobs), (), states
+
+    @property
+    def _adapters(self) -> dict[str, jax.ShapeDtypeStruct] | None:
+        return None if self._spec.adapters is None else self._spec.adapters.shapes
+
+    def _graphdef(self, *, adapted: bool) -> Any:
+        if adapted and self._spec.adapters is not None:
+            return self._spec.adapters.graphdef
+        return self._spec.graphdef
+
+    def _logits(
+        self,
+        params: dict[str, jax.Array],
+        adapters: dict[str, jax.Array] | None,
+        hidden: jax.Array,
+        slots: jax.Array,
+    ) -> jax.Array:
+        graphdef = self._graphdef(adapted=adapters is not None)
+        return functional.bind(graphdef, params | (adapters or {})).logits(hidden, slots)
 
     def _top_logprobs(
-        self, params: dict[str, jax.Array], hidden: jax.Array, targets: jax.Array
+        self, params: Any, adapters: Any, hidden: jax.Array, slots: jax.Array, targets: jax.Array
     ) -> sampler.LogprobResult:
-        logits = functional.bind(self._spec.graphdef, params).logits(hidden)
+        logits = self._logits(params, adapters, hidden, slots)
         return sampler.logprobs(logits, targets, self._config.top_logprobs)
 
-    def _all_logprobs(self, params: dict[str, jax.Array], hidden: jax.Array) -> Any:
-        return jax.nn.log_softmax(functional.bind(self._spec.graphdef, params).logits(hidden))
+    def _all_logprobs(
+        self, params: Any, adapters: Any, hidden: jax.Array, slots: jax.Array
+    ) -> jax.Array:
+        return jax.nn.log_softmax(self._logits(params, adapters, hidden, slots))

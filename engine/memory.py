@@ -88,14 +88,15 @@ def _gpu_budget(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions)
     used = (jax.devices()[0].memory_stats() or {}).get("bytes_in_use", 0)
     tables = jax.eval_shape(lambda: new_tables(spec, config))
     fixed = spec.weight_bytes + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables))
+    fixed += 0 if spec.adapters is None else spec.adapters.nbytes
     scratch = temporaries(spec, config)
     budget = int(allowed - used - fixed - scratch)
     if budget <= 0:
         raise MemoryBudgetError(
-            f"weights and tables take {fixed / 2**30:.2f} GiB and temporaries "
+            f"weights, adapters and tables take {fixed / 2**30:.2f} GiB and temporaries "
             f"{scratch / 2**30:.2f} GiB, but {(allowed - used) / 2**30:.2f} GiB are free. "
             f"Raise gpu_memory_utilization (now {options.gpu_memory_utilization}), lower "
-            "max_num_batched_tokens or use a smaller model."
+            "max_num_batched_tokens, max_loras or max_lora_rank, or use a smaller model."
         )
     return budget
 

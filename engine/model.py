@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ..models import attention, functional, registry
 from ..models.config import TextConfig
+from .adapter_arrays import AdapterSpec, adapter_spec
 from .checkpoint import find_model, load_params, read_config, resolve_dtype
 from .options import EngineOptions
 
@@ -34,6 +35,8 @@ class ModelSpec:
     """The static half of the Flax module; `models.functional.bind` joins it with parameters."""
     shapes: dict[str, jax.ShapeDtypeStruct]
     """Shape and type of every parameter, by dotted path."""
+    adapters: AdapterSpec | None
+    """Room for adapters; None without `enable_lora`."""
 
     @property
     def weight_bytes(self) -> int:
@@ -74,7 +77,17 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         page_size=layout.page_size,
         graphdef=graphdef,
         shapes=shapes,
+        adapters=_adapters(options, architecture, config, dtype),
     )
+
+
+def _adapters(
+    options: EngineOptions, architecture: type, config: TextConfig, dtype: jnp.dtype
+) -> AdapterSpec | None:
+    if not options.enable_lora:
+        return None
+    name, sizes = options.model or "demo", (options.max_loras, options.max_lora_rank)
+    return adapter_spec(name, architecture, config, dtype, *sizes)
 
 
 def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array]:

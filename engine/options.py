@@ -51,6 +51,14 @@ class EngineOptions:
     """Bytes for KV pages; None: what `gpu_memory_utilization` leaves, on a CPU 256 MiB."""
     enable_prefix_caching: bool = True
     """Keeps the KV pages of prompts, and shares them with later prompts that begin alike."""
+    enable_lora: bool = False
+    """Makes room for adapters, and compiles programs that apply them."""
+    max_loras: int = 1
+    """Adapters that can be at work in one step."""
+    max_lora_rank: int = 16
+    """Highest rank of an adapter: 8, 16, 32, 64, 128, 256 or 512."""
+    max_cpu_loras: int | None = None
+    """Adapters kept in host memory; None: as many as `max_loras`, and at least 16."""
     scheduling_policy: SchedulingPolicy = "fcfs"
     """`fcfs` serves by arrival, `priority` the lowest priority first."""
     max_logprobs: int = 20
@@ -67,6 +75,9 @@ class EngineOptions:
     """Shows a progress bar while weights load."""
 
 
+MOST_ADAPTERS = 256
+RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""What `max_lora_rank` may be."""
 NAMES = tuple(field.name for field in dataclasses.fields(EngineOptions))
 
 ALIASES = {"block_size": "page_size"}
@@ -87,7 +98,6 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "swap_space": (0, 4),
     "enable_chunked_prefill": (True,),
     "disable_custom_all_reduce": (True, False),
-    "enable_lora": (False,),
     "enable_sleep_mode": (False,),
     "limit_mm_per_prompt": ({},),
     "device": ("auto", "cuda", "gpu", "cpu"),
@@ -147,6 +157,22 @@ _TYPES = {
 }
 
 
+def _check_adapters(options: EngineOptions) -> None:
+    if not 1 <= options.max_loras <= MOST_ADAPTERS:
+        raise OptionError(f"max_loras={options.max_loras} must be from 1 to {MOST_ADAPTERS}.")
+    if options.max_lora_rank not in RANKS:
+        allowed = ", ".join(map(str, RANKS))
+        raise OptionError(
+            f"max_lora_rank={options.max_lora_rank} must be one of {allowed}: the rank of the "
+            "adapters, or the next above it."
+        )
+    if options.max_cpu_loras is not None and options.max_cpu_loras < options.max_loras:
+        raise OptionError(
+            f"max_cpu_loras={options.max_cpu_loras} must be at least max_loras="
+            f"{options.max_loras}. Leave it out for the default."
+        )
+
+
 def _check_types(options: EngineOptions) -> None:
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -181,6 +207,7 @@ def _check_ranges(options: EngineOptions) -> None:
     utilization = options.gpu_memory_utilization
     if math.isnan(utilization) or not 0 < utilization <= 1:
         raise OptionError(f"gpu_memory_utilization={utilization} must be above 0 and at most 1.")
+    _check_adapters(options)
     if options.page_size not in (None, 8, 16, 32, 64, 128):
         raise OptionError(f"page_size={options.page_size} must be one of 8, 16, 32, 64, 128.")
     if options.max_logprobs < -1:

@@ -117,6 +117,7 @@ class OutputProcessor:
                 metrics=RequestMetrics(
                     request.arrival_time, request.scheduled_time, request.first_token_time, now
                 ),
+                lora_request=request.adapter and request.adapter.request,
                 num_cached_tokens=request.sequences[0].cached,
             )
         )
@@ -153,4 +154,5 @@ class OutputProcessor:
             logprobs=line.logprobs[first:] if line.logprobs is not None else None,
             finish_reason=sequence.finish_reason and sequence.finish_reason.value,
             stop_reason=sequence.stop_reason,
+            lora_request=sequence.request.adapter and sequence.request.adapter.request,
         )

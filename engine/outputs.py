@@ -5,6 +5,8 @@ import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+from ..lora.request import LoRARequest
+
 
 class Logprob(NamedTuple):
     """A token's place in the distribution it was taken from, before temperature and penalties."""
@@ -40,7 +42,8 @@ class CompletionOutput:
     """"stop", "length" or "abort"; None while it runs."""
     stop_reason: int | str | None = None
     """The stop string or stop token id that ended it; None for anything else."""
-    lora_request: object | None = None
+    lora_request: LoRARequest | None = None
+    """The adapter it was made with."""
 
     def __repr__(self) -> str:
         return (
@@ -87,7 +90,7 @@ class RequestOutput:
     finished: bool
     """Whether all outputs are."""
     metrics: RequestMetrics | None = None
-    lora_request: object | None = None
+    lora_request: LoRARequest | None = None
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache."""
 

@@ -48,6 +48,8 @@ class PagePool:
         self._references = [0] * num_pages
         self._hashes: list[bytes | None] = [None] * num_pages
         self._by_hash: dict[bytes, int] = {}
+        self._owners: dict[int, str] = {}  # of pages with a hash, where they have one
+        self._owned: dict[str, set[int]] = {}
         self._free = list(range(num_pages - 1, NULL_PAGE, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._epoch = 0
@@ -128,11 +130,28 @@ class PagePool:
             pages.append(page)
         return pages
 
-    def register(self, page: int, digest: bytes) -> None:
-        """Makes a full page in use findable. A hash that already has a page keeps that page."""
+    def register(self, page: int, digest: bytes, owner: str = "") -> None:
+        """Makes a full page in use findable. A hash that already has a page keeps that page.
+
+        `owner` is what `forget` knows it by; empty is nobody.
+        """
         if digest not in self._by_hash and self._hashes[page] is None:
             self._by_hash[digest] = page
             self._hashes[page] = digest
+            if owner:
+                self._owners[page] = owner
+                self._owned.setdefault(owner, set()).add(page)
+
+    def forget(self, owner: str) -> None:
+        """Makes the pages that were registered for `owner` unfindable, and frees those cached.
+
+        Pages in use stay with their holders.
+        """
+        for page in sorted(self._owned.get(owner, ())):
+            self._forget(page)
+            if page in self._cached:
+                del self._cached[page]
+                self._free.append(page)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets every hash. True where no page is in use, so nothing computed before is left.
@@ -143,6 +162,8 @@ class PagePool:
         for page in self._by_hash.values():
             self._hashes[page] = None
         self._by_hash.clear()
+        self._owners.clear()
+        self._owned.clear()
         self._free.extend(self._cached)
         self._cached.clear()
         self._epoch += 1
@@ -171,6 +192,15 @@ class PagePool:
         if digest is not None:
             del self._by_hash[digest]
             self._hashes[page] = None
+            self._disown(page)
+
+    def _disown(self, page: int) -> None:
+        owner = self._owners.pop(page, "")
+        if owner:
+            pages = self._owned[owner]
+            pages.remove(page)
+            if not pages:
+                del self._owned[owner]
 
     def _check_states(self, in_use: list[int]) -> None:
         negative = [page for page in in_use if self._references[page] < 0]
@@ -187,6 +217,10 @@ class PagePool:
         _check_empty("cached pages without a hash", lost)
         kept = [page for page in self._free if self._hashes[page] is not None]
         _check_empty("free pages with a hash", kept)
+        owned = {(page, owner) for owner, pages in self._owned.items() for page in pages}
+        _check_empty("pages owned in one table only", owned ^ set(self._owners.items()))
+        nameless = [page for page in self._owners if self._hashes[page] is None]
+        _check_empty("pages owned without a hash", nameless)
 
 
 def _check_empty(what: str, found: Collection[object]) -> None:

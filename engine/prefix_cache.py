@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from .page_pool import PagePool, page_hash
-from .request import Sequence
+from .request import Request, Sequence
 
 
 class PrefixCache:
@@ -39,8 +39,9 @@ class PrefixCache:
         first = sequence.registered
         if full > first and self._shares(sequence):
             hashes = self._chain(sequence, first, full)
+            owner = sequence.request.adapter_digest
             for page, digest in zip(sequence.pages[first:full], hashes, strict=True):
-                self._pool.register(page, digest)
+                self._pool.register(page, digest, owner)
             sequence.registered = full
 
     def release(self, pages: list[int]) -> None:
@@ -50,11 +51,17 @@ class PrefixCache:
     def _shares(self, sequence: Sequence) -> bool:
         return self.enabled or len(sequence.request.sequences) > 1
 
+    def _salt(self, request: Request) -> bytes:
+        """What its pages differ in from pages of the same tokens: its adapter and its salt."""
+        owner = request.adapter_digest.encode()
+        # behind its length, so that no salt can pass for a digest
+        return bytes([len(owner)]) + owner + (request.salt if self.enabled else request.id.encode())
+
     def _chain(self, sequence: Sequence, first: int, end: int) -> Iterator[bytes]:
         """Hashes of its full pages `first` to `end` - 1, computed as they are asked for, once."""
         hashes, tokens, request = sequence.hashes, sequence.tokens, sequence.request
         page_size = self._pool.page_size
-        salt = request.salt if self.enabled else request.id.encode()
+        salt = self._salt(request)
         for page in range(first, end):
             if page + 1 == len(hashes):
                 content = tokens[page * page_size : (page + 1) * page_size]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import PromptError, nearest
 
 if TYPE_CHECKING:
+    from .adapter_arrays import LoadedAdapter
     from .tokenizer import Tokenizer
 
 KEYS = ("prompt", "prompt_token_ids", "cache_salt")
@@ -21,6 +22,8 @@ class Prompt:
     token_ids: list[int]
     salt: bytes = b""
     """Prompts of different salts never share cached pages."""
+    adapter: "LoadedAdapter | None" = None
+    """What it is to be completed with; None is the model alone."""
 
 
 def is_single(prompts: Any) -> bool:

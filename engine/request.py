@@ -2,10 +2,14 @@
 
 import dataclasses
 import enum
+from typing import TYPE_CHECKING
 
 from .buckets import Variant
 from .grammar import Constraint
 from .sampling_params import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from .adapter_arrays import LoadedAdapter
 
 
 class FinishReason(enum.StrEnum):
@@ -39,6 +43,9 @@ class Sequence:
     """Prompt tokens found in the prefix cache when it was first admitted."""
     slot: int = -1
     """Row of the device tables it owns while running; -1 while it waits."""
+    adapter_slot: int = -1
+    """Where its adapter lies on the device; -1 without one. Its own only while it runs, but kept
+    when it loses its pages: what a step in flight computes of it still goes by that slot."""
     pages: list[int] = dataclasses.field(default_factory=list)
     hashes: list[bytes] = dataclasses.field(default_factory=list)
     """`PagePool.root`, then the chained hash of each full page of `tokens`; extended lazily."""
@@ -82,6 +89,8 @@ class Request:
     """Lower numbers go first."""
     salt: bytes = b""
     """Part of the hash of every page: requests with different salts never share pages."""
+    adapter: "LoadedAdapter | None" = None
+    """What its tokens are computed with; requests share pages only where its digest is equal."""
     eos_ids: frozenset[int] = frozenset()
     """The model's end-of-sequence tokens."""
     stop_ids: frozenset[int] = frozenset()
@@ -104,6 +113,11 @@ class Request:
     @property
     def finished(self) -> bool:
         return all(s.finished for s in self.sequences)
+
+    @property
+    def adapter_digest(self) -> str:
+        """Empty for the model alone."""
+        return "" if self.adapter is None else self.adapter.digest
 
     @property
     def streams(self) -> bool:

@@ -82,6 +82,7 @@ def _make_one(
         arrival=serial,
         priority=priority,
         salt=prompt.salt,
+        adapter=prompt.adapter,
         eos_ids=assembly.eos_token_ids,
         stop_ids=stop_ids,
         bad_words=bad_words,

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from .programs import Programs
 from .step import StepOutput
 
 if TYPE_CHECKING:
+    from .adapter_arrays import LoadedAdapter
     from .model import ModelSpec
     from .request import Sequence
     from .scheduler import Schedule
@@ -43,10 +44,13 @@ class ModelRunner:
         self._spec = spec
         self._config = config
         self._params: dict[str, jax.Array] = {}
-        self._builder = BatchBuilder(config.num_slots, config.page_size)
+        self._adapters: dict[str, jax.Array] | None = None
+        self._no_adapter = 0 if spec.adapters is None else spec.adapters.slots
+        self._builder = BatchBuilder(config.num_slots, config.page_size, self._no_adapter)
+        needless = {Auxiliary.WRITE_ADAPTER} if spec.adapters is None else set()
         self.programs = Programs(
             Lowering(spec, config, program_cache),
-            (*config.buckets.programs(), *Auxiliary),
+            (*config.buckets.programs(), *(a for a in Auxiliary if a not in needless)),
             options=compiler_options,
             first=2,
             ahead=config.compile_ahead,
@@ -58,6 +62,8 @@ class ModelRunner:
         self._params = params
         self._state = new_state(self._spec, self._config)
         self._tables = new_tables(self._spec, self._config)
+        if self._spec.adapters is not None:
+            self._adapters = self._spec.adapters.new_arrays()
         self.programs.go_on()
 
     @property
@@ -89,50 +95,72 @@ class ModelRunner:
             slots, words = zip(*part, *padding, strict=True)
             self._tables = write(self._tables, np.array(slots, np.int32), np.stack(words))
 
-    def run(self, schedule: "Schedule", variant: Variant) -> StepOutput:
+    def write_adapter(self, slot: int, adapter: "LoadedAdapter") -> None:
+        """Puts an adapter in a slot from the next step on."""
+        write = self.programs.exactly(Auxiliary.WRITE_ADAPTER)
+        self._adapters = write(self._adapters, np.int32(slot), adapter.packed)
+
+    def run(self, schedule: "Schedule", variant: Variant, *, adapters: bool = False) -> StepOutput:
         """Dispatches one step and returns at once; the tokens are on their way to the host."""
-        buckets = self._config.buckets
+        buckets, kind = self._config.buckets, {"variant": variant, "adapters": adapters}
         if schedule.decode_only:
-            needed = buckets.decode(len(schedule.chunks), variant)
+            needed = buckets.decode(len(schedule.chunks), **kind)
         else:
-            needed = buckets.mixed(schedule.num_tokens, variant)
+            needed = buckets.mixed(schedule.num_tokens, **kind)
         program, compiled = self.programs.get(needed)
         self._write_overflow(schedule, program)
         packed = self._builder.build(schedule, program)
         tables = self._tables if program.variant >= Variant.PENALIZED else None
-        self._state, tables, output = compiled(self._params, self._state, tables, packed)
+        used = self._adapters if program.adapters else None
+        self._state, tables, output = compiled(self._params, used, self._state, tables, packed)
         if tables is not None:
             self._tables = tables
         output.tokens.copy_to_host_async()
         return output
 
-    def top_logprobs(self, hidden: np.ndarray, targets: np.ndarray) -> sampler.LogprobResult:
+    def top_logprobs(
+        self, hidden: np.ndarray, adapters: list[int], targets: np.ndarray
+    ) -> sampler.LogprobResult:
         """Log-probabilities of `targets` [N] and of the likeliest tokens, from `hidden` [N, E].
 
         Waits for the device. Numpy arrays of N rows.
+
+        Args:
+            adapters: slot of each row's adapter, -1 for none.
         """
         compiled = self.programs.exactly(Auxiliary.TOP_LOGPROBS)
         parts = [
-            jax.tree.map(lambda x, n=n: np.asarray(x)[:n], compiled(self._params, part, target))
-            for n, part, target in _padded_chunks(hidden, targets)
+            jax.tree.map(
+                lambda x, n=n: np.asarray(x)[:n],
+                compiled(self._params, self._adapters, part, slots, target),
+            )
+            for n, part, slots, target in _padded_chunks(hidden, self._slots(adapters), targets)
         ]
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
-    def all_logprobs(self, hidden: np.ndarray) -> Iterator[np.ndarray]:
-        """Log-probabilities of the whole vocabulary, [V] a row of `hidden` [N, E]. Waits."""
+    def all_logprobs(self, hidden: np.ndarray, adapters: list[int]) -> Iterator[np.ndarray]:
+        """Log-probabilities of the whole vocabulary, [V] a row of `hidden` [N, E]. Waits.
+
+        Args:
+            adapters: slot of each row's adapter, -1 for none.
+        """
         compiled = self.programs.exactly(Auxiliary.ALL_LOGPROBS)
-        for n, part, _ in _padded_chunks(hidden, np.zeros(len(hidden), np.int32)):
-            yield from np.asarray(compiled(self._params, part))[:n]
+        for n, part, slots in _padded_chunks(hidden, self._slots(adapters)):
+            yield from np.asarray(compiled(self._params, self._adapters, part, slots))[:n]
+
+    def _slots(self, adapters: list[int]) -> np.ndarray:
+        slots = np.array(adapters, np.int32)
+        return np.where(slots < 0, np.int32(self._no_adapter), slots)
 
     def close(self) -> None:
         """Stops compiling and gives the device memory back."""
         self.programs.close()
         for leaf in jax.tree.leaves(
-            (self._params, vars(self).get("_state"), vars(self).get("_tables"))
+            (self._params, self._adapters, vars(self).get("_state"), vars(self).get("_tables"))
         ):
             if not leaf.is_deleted():
                 leaf.delete()
-        self._params = {}
+        self._params, self._adapters = {}, None
 
     def _write_overflow(self, schedule: "Schedule", program: Program) -> None:
         """Leaves in `schedule.new_pages` what the step's buffer holds and writes the rest now."""
@@ -149,11 +177,11 @@ class ModelRunner:
             self._state = write(self._state, patches)
 
 
-def _padded_chunks(
-    hidden: np.ndarray, targets: np.ndarray
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _padded_chunks(hidden: np.ndarray, *columns: np.ndarray) -> Iterator[tuple[Any, ...]]:
+    """How many rows, then they and their columns, int32, padded to AUXILIARY_TOKENS."""
     for start in range(0, len(hidden), AUXILIARY_TOKENS):
         part = hidden[start : start + AUXILIARY_TOKENS]
         missing = AUXILIARY_TOKENS - len(part)
-        target = targets[start : start + AUXILIARY_TOKENS].astype(np.int32)
-        yield len(part), np.pad(part, ((0, missing), (0, 0))), np.pad(target, (0, missing))
+        rows = slice(start, start + AUXILIARY_TOKENS)
+        padded = [np.pad(column[rows].astype(np.int32), (0, missing)) for column in columns]
+        yield len(part), np.pad(part, ((0, missing), (0, 0))), *padded

@@ -11,13 +11,15 @@ Pages that are freed meanwhile may be handed out at once, because the device run
 
 import dataclasses
 import heapq
-from bisect import bisect_left, insort
 from typing import Literal, get_args
 
 from ..errors import MemoryBudgetError, OptionError, PromptError, nearest
+from .adapter_slots import AdapterSlots
 from .page_pool import PagePool
 from .prefix_cache import PrefixCache
 from .request import FinishReason, Request, Sequence
+from .schedule import Chunk, Schedule
+from .waiting_queue import WaitingQueue
 
 Policy = Literal["fcfs", "priority"]
 
@@ -49,44 +51,21 @@ class SchedulerConfig:
             raise OptionError(f"policy={self.policy!r} must be one of {allowed}.{hint}")
 
 
-@dataclasses.dataclass(slots=True)
-class Chunk:
-    """`count` tokens of `sequence` from position `start` on; `samples` where they are its last."""
-
-    sequence: Sequence
-    start: int
-    count: int
-    samples: bool
-
-
-@dataclasses.dataclass(slots=True)
-class Schedule:
-    """One step: what it computes, and what changed on the host to make it possible."""
-
-    chunks: list[Chunk] = dataclasses.field(default_factory=list)
-    """Decode rows of running sequences, then prompts that go on, then new sequences. Not empty."""
-    decode_only: bool = False
-    """Every chunk is one token and samples."""
-    num_tokens: int = 0
-    preempted: list[Sequence] = dataclasses.field(default_factory=list)
-    """Lost their slot and pages, and wait again."""
-    admitted: list[Sequence] = dataclasses.field(default_factory=list)
-    """Got a slot."""
-    new_pages: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
-    """Changed entries of the page table: (slot, index, page). No (slot, index) twice."""
-
-
 class Scheduler:
     """Owns the waiting and the running sequences and their pages."""
 
-    def __init__(self, config: SchedulerConfig, pool: PagePool) -> None:
+    def __init__(
+        self, config: SchedulerConfig, pool: PagePool, slots: AdapterSlots | None = None
+    ) -> None:
+        """`slots` are those of adapters; None where no request may have one."""
         self._config = config
         self._pool = pool
+        self._adapter_slots = AdapterSlots(0) if slots is None else slots
         self._page_size = pool.page_size
         self._budget = config.max_num_batched_tokens
         self._prefixes = PrefixCache(pool, config.enable_prefix_caching)
         self._order = _by_priority if config.policy == "priority" else _by_arrival
-        self._waiting: list[Sequence] = []  # sorted by _order
+        self._waiting = WaitingQueue(self._order)
         self._running: dict[Sequence, None] = {}  # in order of admission
         self._free_slots = list(range(min(config.max_num_seqs, self._budget)))  # a heap
         self._num_slots = len(self._free_slots)
@@ -108,13 +87,19 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queues the sequences of `request`; its `arrival` must be its own.
 
-        Raises PromptError for a prompt that is empty or leaves no room within its `max_len`, and
-        MemoryBudgetError for a sequence that the whole pool could not hold. Then nothing is queued.
+        Raises PromptError for a prompt that is empty or leaves no room within its `max_len`,
+        MemoryBudgetError for a sequence that the whole pool could not hold, and OptionError for an
+        adapter where there are no slots for any. Then nothing is queued.
         """
+        if request.adapter is not None and not self._adapter_slots.count:
+            raise OptionError(
+                f"request {request.id} has an adapter, but this engine takes none. Make the engine "
+                "with enable_lora=True, or leave the adapter out."
+            )
         for sequence in request.sequences:
             self._check_fits(sequence)
         for sequence in request.sequences:
-            insort(self._waiting, sequence, key=self._order)
+            self._waiting.add(sequence)
 
     def abort(self, request: Request) -> None:
         """Finishes what is unfinished of a request that was added; its pages are free at once."""
@@ -132,7 +117,7 @@ class Scheduler:
         if sequence in self._running:
             self._release(sequence)
         else:
-            self._unqueue(sequence)
+            self._waiting.remove(sequence)
 
     def preempt_all(self) -> None:
         """Makes every running sequence start over from its tokens, once those pending are known."""
@@ -155,8 +140,9 @@ class Scheduler:
         None while there is work means that everything waits for tokens of steps in flight.
         """
         schedule = Schedule()
+        self._adapter_slots.start_step()
         self._continue_running(schedule)
-        if not schedule.preempted:
+        if self._waiting and self._free_slots and not schedule.preempted:
             self._admit_waiting(schedule)
         chunks = schedule.chunks
         if not chunks:
@@ -170,8 +156,10 @@ class Scheduler:
         self._pool.check_integrity([s.pages for s in self._running])
         slots = sorted([*self._free_slots, *(s.slot for s in self._running)])
         _check(slots == list(range(self._num_slots)), "slots lost or owned twice", slots)
-        keys = [self._order(s) for s in self._waiting]
-        _check(keys == sorted(keys), "waiting sequences out of order", keys)
+        self._adapter_slots.check_integrity(
+            [(s.adapter_slot, s.request.adapter_digest) for s in self._running if s.request.adapter]
+        )
+        self._waiting.check_integrity()
         for s in self._running:
             held = self._pages_for(s.computed)
             _check(s.finish_reason is None, "a finished sequence runs", s)
@@ -271,7 +259,7 @@ class Scheduler:
         sequence.computed = 0
         sequence.preemptions += 1
         self.num_preemptions += 1
-        insort(self._waiting, sequence, key=self._order)
+        self._waiting.add(sequence)
 
     def _grow(self, schedule: Schedule, sequences: list[Sequence]) -> None:
         """Gives sequences the pages of their computed tokens; the pool must have enough."""
@@ -289,16 +277,26 @@ class Scheduler:
     # Waiting sequences
 
     def _admit_waiting(self, schedule: Schedule) -> None:
-        """Admits in order until one does not fit; only those that a token is due for are passed."""
-        index = 0
-        while index < len(self._waiting) and self._free_slots:
-            sequence = self._waiting[index]
+        """Admits in order until one does not fit.
+
+        Passed over are those that a token is due for, and those whose adapter finds no slot.
+        """
+        blocked: set[str] = set()
+        for sequence in self._waiting.walk(blocked):
+            if not self._free_slots:
+                break
             if sequence.pending:
-                index += 1
-            elif schedule.num_tokens < self._budget and self._admit(schedule, sequence):
-                del self._waiting[index]
-            else:
-                return
+                continue
+            if schedule.num_tokens >= self._budget:
+                break
+            adapter = sequence.request.adapter
+            if adapter is not None and not self._adapter_slots.has_room(adapter.digest):
+                blocked.add(adapter.digest)
+            elif not self._admit(schedule, sequence):
+                break
+        for sequence in schedule.admitted:
+            self._waiting.remove(sequence)
+        schedule.loads = self._adapter_slots.take_loads()
 
     def _admit(self, schedule: Schedule, sequence: Sequence) -> bool:
         """Starts a sequence behind what the prefix cache has of it, if there are pages enough.
@@ -331,7 +329,9 @@ class Scheduler:
         return max(self._pool.num_pages // _RESERVED_PAGES, running) if running else 0
 
     def _start(self, schedule: Schedule, sequence: Sequence, hits: list[int]) -> None:
-        """Gives a slot and the cached pages to a sequence that leaves the queue."""
+        """Gives slots and the cached pages to a sequence that leaves the queue."""
+        if sequence.request.adapter is not None:
+            sequence.adapter_slot = self._adapter_slots.acquire(sequence.request.adapter)
         sequence.slot = slot = heapq.heappop(self._free_slots)
         sequence.pages = hits
         sequence.registered = len(hits)
@@ -343,18 +343,14 @@ class Scheduler:
             self._pool.queried_tokens += sequence.prompt_len
             self._pool.hit_tokens += sequence.cached
 
-    def _unqueue(self, sequence: Sequence) -> None:
-        index = bisect_left(self._waiting, self._order(sequence), key=self._order)
-        while self._waiting[index] is not sequence:
-            index += 1
-        del self._waiting[index]
-
     # Pages
 
     def _release(self, sequence: Sequence) -> None:
         del self._running[sequence]
         heapq.heappush(self._free_slots, sequence.slot)
         sequence.slot = -1
+        if sequence.request.adapter is not None:
+            self._adapter_slots.release(sequence.adapter_slot)
         self._prefixes.release(sequence.pages)
         sequence.pages = []
 

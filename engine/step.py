@@ -32,15 +32,17 @@ class StepOutput:
 def make_step(
     graphdef: Any, program: Program, *, page_size: int, top_logprobs: int
 ) -> Callable[..., tuple[DeviceState, TokenTables | None, StepOutput]]:
-    """The function `program` compiles: (params, state, tables, packed) -> (state, tables, output).
+    """The function `program` compiles.
 
-    Donates `state` and `tables`; `tables` is None below the variant PENALIZED. `packed` is what
-    `BatchBuilder.build` wrote for this program.
+    (params, adapters, state, tables, packed) -> (state, tables, output), where state and tables are
+    donated; tables is None below the variant PENALIZED, adapters in a program without them, for
+    which `graphdef` has no room for them. `packed` is what `BatchBuilder.build` wrote.
     """
     layout = Layout.of(program, page_size)
 
     def step(
         params: dict[str, Array],
+        adapters: dict[str, Array] | None,
         state: DeviceState,
         tables: TokenTables | None,
         packed: Int[Array, " size"],
@@ -53,11 +55,14 @@ def make_step(
         with jax.named_scope("batch"):
             tokens = jnp.where(tokens < 0, state.last_token[slots[token_rows]], tokens)
             batch = token_batch(program, page_size, rows, token_rows, page_table[slots])
-        model = functional.bind(graphdef, params)
+            if adapters is not None:
+                batch = dataclasses.replace(batch, adapters=rows[token_rows, RowField.ADAPTER])
+        model = functional.bind(graphdef, params | (adapters or {}))
         hidden, cache = model(tokens, batch, state.cache)
         row_hidden = hidden if program.decode else hidden[_last_tokens(batch)]
         with jax.named_scope("logits"):
-            logits = model.logits(row_hidden)
+            row_adapters = None if adapters is None else rows[:, RowField.ADAPTER]
+            logits = model.logits(row_hidden, row_adapters)
         with jax.named_scope("sample"):
             sampled, logprobs, tables = pick_tokens(
                 program.variant, logits, rows, tables, top_logprobs

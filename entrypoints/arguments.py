@@ -29,7 +29,6 @@ COMPATIBLE: dict[str, type] = {
     "disable_log_stats": bool,
     "distributed_executor_backend": str,
     "enable_chunked_prefill": bool,
-    "enable_lora": bool,
     "kv_cache_dtype": str,
     "pipeline_parallel_size": int,
     "quantization": str,

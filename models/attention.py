@@ -61,6 +61,7 @@ def attend(
 @jax.named_scope("attention")
 def attend_rotary(
     qkv: Float[Array, "T Hkv G+2 D"],
+    update: block_reference.Update | None,
     rotary: Rotary,
     cache: LayerCache | None,
     batch: TokenBatch | None,
@@ -70,14 +71,15 @@ def attend_rotary(
 
     Args:
         qkv: the G queries of each KV head, its key and its value.
+        update: what adapters still have to add to qkv, see `block_reference.rope_write`.
     """
     size = qkv.shape[-1]
     if cache is None or batch is None or cache[0].shape[-1] != size:
-        q, k, v = split_heads(qkv)
+        q, k, v = split_heads(block_reference.updated(qkv, update).astype(qkv.dtype))
         q, k = block_reference.rotate(q, *rotary), block_reference.rotate(k, *rotary)
         return attend(q, k, v, cache, batch, **options)
     paged = _paged(jax.default_backend(), str(cache[0].dtype), size, qkv.shape[2] - 2)
-    q, *written = paged.rope_write(*cache, qkv, *rotary, batch.write_index)
+    q, *written = paged.rope_write(*cache, qkv, *rotary, batch.write_index, update)
     cache = (written[0], written[1])
     return _over_pages(paged, q, cache, batch, **options), cache
 

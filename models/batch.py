@@ -29,7 +29,14 @@ class TokenBatch:
     """Tokens in the pool that a row may look at, those of this step included; 0 for padding."""
     query_starts: Int[Array, " R+1"]
     """Row r owns the tokens query_starts[r] to query_starts[r + 1]; padding rows repeat the end."""
+    adapters: Int[Array, " T"] | None = dataclasses.field(default=None, kw_only=True)
+    """The slot of each token's adapter, the number of slots for none; None where there are none."""
     decode: bool = dataclasses.field(metadata={"static": True})
     """True where every row has exactly one token: T == R and rows == arange(R). Static."""
     one_path: bool = dataclasses.field(default=False, metadata={"static": True})
     """True where every row of a mixed step must take the same way, whatever it is. Static."""
+
+
+def adapters_of(batch: TokenBatch | None) -> Int[Array, " T"] | None:
+    """The slot of each token's adapter; None, without a batch, is the first for all."""
+    return None if batch is None else batch.adapters

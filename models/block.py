@@ -1,15 +1,19 @@
 """The seam of what surrounds attention in a block: kernels where they pay, XLA everywhere else."""
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from ..pallas_kernels import block_reference
+from ..pallas_kernels.block_reference import Update
 from . import hopper
-from .layers import ACTIVATIONS, RMSNorm, matmul
+from .layers import ACTIVATIONS, Embedding, Linear, RMSNorm, matmul
+from .low_rank import LowRank
 
 _GATES = {
     "silu": "silu",
@@ -23,19 +27,85 @@ _NORM_ROWS = 512
 """Up to here a kernel norms faster than XLA."""
 
 
+class Sum(NamedTuple):
+    """A product, and what adapters still have to add to it."""
+
+    y: Float[Array, "T ..."]
+    update: Update | None = None
+
+
+def project(
+    x: Float[Array, "T E"],
+    w: Float[Array, "... E"],
+    lora: LowRank | None,
+    adapters: Int[Array, " T"] | None,
+    *,
+    defer: bool = False,
+) -> Sum:
+    """The product of x and a weight [out..., E], [T, out...], with that of its adapters.
+
+    Args:
+        adapters: as in `TokenBatch`.
+        defer: what adapters add may be left to whoever takes the sum, where that is faster.
+    """
+    flat = w.reshape(-1, w.shape[-1])
+    if lora is not None and adapters is not None and defer and _defers(x, w):
+        from ..pallas_kernels import hopper_matmul  # slow to import
+
+        a = lora.a[...].reshape(-1, w.shape[-1])
+        if hopper_matmul.joint_fits(x.shape[0], flat.shape[0], a.shape[0], w.shape[-1], x.dtype):
+            y, h = hopper_matmul.joint_matmul(x, flat, a)
+        else:
+            y, h = matmul(x, flat), matmul(x, a)
+        update = Update(h.reshape(-1, *lora.a.shape[:-1]), lora.b[...], adapters)
+        return Sum(y.reshape(-1, *w.shape[:-1]), update)
+    y = matmul(x, flat).reshape(-1, *w.shape[:-1])
+    return Sum(y if lora is None else y + lora(x, adapters))
+
+
+def linear(
+    layer: Linear,
+    x: Float[Array, "T I"],
+    adapters: Int[Array, " T"] | None,
+    *,
+    defer: bool = False,
+) -> Sum:
+    """layer(x), that of its adapters included; arguments as for `project`."""
+    if layer.lora is None:
+        return Sum(layer(x))
+    y, update = project(x, layer.weight[...], layer.lora, adapters, defer=defer)
+    return Sum(y if layer.bias is None else y + layer.bias[...][None], update)
+
+
+def vocabulary(
+    table: Embedding,
+    lora: LowRank | None,
+    hidden: Float[Array, "*N E"],
+    adapters: Int[Array, "*N"] | None,
+) -> Float[Array, "*N V"]:
+    """float32 products of hidden states with every vector of the table, `lora` added."""
+    scores = table.logits(hidden)
+    return scores if lora is None else scores + lora(hidden, adapters, jnp.float32)
+
+
 def add_norm(
-    norm: RMSNorm, x: Float[Array, "T E"], y: Float[Array, "T E"]
+    norm: RMSNorm, x: Float[Array, "T E"], total: Sum
 ) -> tuple[Float[Array, "T E"], Float[Array, "T E"]]:
-    """x + y, and norm(x + y)."""
+    """x + total, and its norm."""
+    y, update = total
     if x.shape[0] <= _NORM_ROWS and x.dtype == y.dtype and _on_hopper(x):
         from ..pallas_kernels import row_norm  # slow to import
 
         if row_norm.fits(x.shape[1], x.dtype):
-            options = {"eps": norm.eps}
-            run = _with_gradient(row_norm.add_rms_norm, block_reference.add_rms_norm, **options)
-            return run(x, y, norm.weight[...])
-    total = x + y
-    return total, norm(total)
+            weight, eps = norm.weight[...], norm.eps
+            if update is not None:
+                return row_norm.add_rms_norm(x, y, weight, eps, update)
+            run = _with_gradient(row_norm.add_rms_norm, block_reference.add_rms_norm, eps=eps)
+            return run(x, y, weight)
+    if update is not None:
+        y = y + block_reference.expand(update).astype(y.dtype)
+    x = x + y
+    return x, norm(x)
 
 
 def gated_matmul(
@@ -43,18 +113,30 @@ def gated_matmul(
     w: Float[Array, "2 F E"],
     bias: Float[Array, "2 F"] | None,
     activation: str,
+    lora: LowRank | None = None,
+    adapters: Int[Array, " T"] | None = None,
 ) -> Float[Array, "T F"]:
-    """activation(x @ w[0].T + bias[0]) * (x @ w[1].T + bias[1])."""
+    """activation(x @ w[0].T + bias[0]) * (x @ w[1].T + bias[1]), `lora` added to both products."""
     if bias is None and activation in _GATES and x.dtype == w.dtype and _on_hopper(x):
-        from ..pallas_kernels import hopper_gated_matmul as hopper_matmul  # slow to import
+        from ..pallas_kernels import hopper_matmul  # slow to import
 
-        if hopper_matmul.fits(x.shape[0], w.shape[1], w.shape[2], x.dtype):
+        low = 0 if lora is None else math.prod(lora.a.shape[:-1])
+        if hopper_matmul.fits(x.shape[0], w.shape[1], w.shape[2], x.dtype, low=low):
             kernel, twin = hopper_matmul.gated_matmul, block_reference.gated_matmul
-            return _with_gradient(kernel, twin, activation=_GATES[activation])(x, w)
-    y = matmul(x, w.reshape(-1, w.shape[-1])).reshape(-1, *w.shape[:-1])
+            run = _with_gradient(kernel, twin, activation=_GATES[activation])
+            if lora is None:
+                return run(x, w)
+            h = lora.down_own(x, adapters)
+            return run(x, w, h.reshape(-1, low), lora.b[...].reshape(2, -1, low))
+    y = project(x, w, lora, adapters).y
     if bias is not None:
         y = y + bias[None]
     return ACTIVATIONS[activation](y[:, 0]) * y[:, 1]
+
+
+def _defers(x: Float[Array, "T E"], w: Array) -> bool:
+    """Whether the kernels that take sums add updates of so many rows."""
+    return x.shape[0] <= _NORM_ROWS and x.dtype == w.dtype and _on_hopper(x)
 
 
 def _on_hopper(x: Array) -> bool:

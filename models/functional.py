@@ -41,20 +41,35 @@ def bind(graphdef: nnx.GraphDef[Any], params: Mapping[str, Any]) -> Any:
     return nnx.merge(graphdef, nnx.from_flat_state([(_path(n), a) for n, a in params.items()]))
 
 
-def _abstract_state(model_cls: type, config: Any, dtype: DTypeLike) -> tuple[Any, nnx.State]:
-    model = nnx.eval_shape(lambda: model_cls(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    return nnx.split(model)
+def _abstract_state(
+    model_cls: type,
+    config: Any,
+    dtype: DTypeLike,
+    prepare: Callable[[Any], None] = lambda _: None,
+) -> tuple[Any, nnx.State]:
+    def make() -> Any:
+        model = model_cls(config, dtype=dtype, rngs=nnx.Rngs(0))
+        prepare(model)
+        return model
+
+    return nnx.split(nnx.eval_shape(make))
 
 
 def abstract(
-    model_cls: type, config: Any, dtype: DTypeLike
+    model_cls: type,
+    config: Any,
+    dtype: DTypeLike,
+    prepare: Callable[[Any], None] = lambda _: None,
 ) -> tuple[nnx.GraphDef[Any], dict[str, jax.ShapeDtypeStruct], dict[str, Axes]]:
     """What `split` would give of a new model, without its memory.
+
+    Args:
+        prepare: called with the model, to add to it.
 
     Returns:
         The graph definition, the shape and type of every parameter, and its logical axes.
     """
-    graphdef, state = _abstract_state(model_cls, config, dtype)
+    graphdef, state = _abstract_state(model_cls, config, dtype, prepare)
     variables = _named_variables(state)
     shapes = {name: leaf.get_value() for name, leaf in variables}
     return graphdef, shapes, {name: leaf.get_metadata()["axes"] for name, leaf in variables}

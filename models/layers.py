@@ -1,6 +1,7 @@
 """Layers the architectures share. A weight is declared once: shape, axes, type and initialiser."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ..errors import UnsupportedModelError, nearest
+
+if TYPE_CHECKING:
+    from .low_rank import LowRank
 
 Axes = tuple[str, ...]
 """Logical names of a weight's dimensions: vocab, embed, mlp, heads, kv_heads, head_dim, ..."""
@@ -111,8 +115,10 @@ class Linear(nnx.Module):
         self.bias = (
             weight((out_size,), axes[:1], dtype=dtype, rngs=rngs, init="zeros") if bias else None
         )
+        self.lora: LowRank | None = None
 
     def __call__(self, x: Float[Array, "*N I"]) -> Float[Array, "*N O"]:
+        """Without the updates in `lora`, which `block.linear` adds."""
         y = matmul(x, self.weight[...])
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 from ..pallas_kernels.block_reference import rotate
 from . import hf_config, rope
 from .attention import LayerCache, Rotary, attend, attend_rotary, split_heads
-from .batch import TokenBatch
-from .block import add_norm, gated_matmul
+from .batch import TokenBatch, adapters_of
+from .block import Sum, add_norm, gated_matmul, linear, project, vocabulary
 from .checkpoint_map import CheckpointMap, Piece
 from .functional import run_layers
 from .layers import (
@@ -23,9 +23,9 @@ from .layers import (
     Linear,
     RMSNorm,
     check_activation,
-    matmul,
     weight,
 )
+from .low_rank import LowRank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Attention(nnx.Module):
         make = {"dtype": dtype, "rngs": rngs}
         self.qkv = weight((*shape, config.hidden_size), (*axes, "embed"), **make)
         self.qkv_bias = weight(shape, axes, init="zeros", **make) if config.qkv_bias else None
+        self.qkv_lora: LowRank | None = None
         self.out = Linear(
             config.num_heads * config.head_dim,
             config.hidden_size,
@@ -135,20 +136,20 @@ class Attention(nnx.Module):
         rotary: Rotary,
         cache: LayerCache | None,
         batch: TokenBatch | None,
-    ) -> tuple[Float[Array, "T E"], LayerCache | None]:
-        qkv, options = self._project(x), {"scale": self.scale, "window": self.window}
+    ) -> tuple[Sum, LayerCache | None]:
+        weights, adapters = (self.qkv[...], self.qkv_lora), adapters_of(batch)
+        qkv, update = project(x, *weights, adapters, defer=self.q_norm is None)
+        if self.qkv_bias is not None:
+            qkv = qkv + self.qkv_bias[...][None]
+        options = {"scale": self.scale, "window": self.window}
         if self.q_norm is None or self.k_norm is None:
-            y, cache = attend_rotary(qkv, rotary, cache, batch, **options)
+            y, cache = attend_rotary(qkv, update, rotary, cache, batch, **options)
         else:
             q, k, v = split_heads(qkv)
             q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
             y, cache = attend(q, k, v, cache, batch, **options)
-        return self.out(y.reshape(x.shape[0], -1)), cache
-
-    def _project(self, x: Float[Array, "T E"]) -> Float[Array, "T Hkv G+2 D"]:
-        qkv = self.qkv[...]  # [Hkv, G + 2, D, E]
-        y = matmul(x, qkv.reshape(-1, qkv.shape[-1])).reshape(-1, *qkv.shape[:-1])
-        return y if self.qkv_bias is None else y + self.qkv_bias[...][None]
+        y = y.reshape(x.shape[0], -1)
+        return linear(self.out, y, adapters, defer=True), cache
 
 
 def _head_norm(config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> RMSNorm:
@@ -164,6 +165,7 @@ class GatedMLP(nnx.Module):
         make = {"dtype": dtype, "rngs": rngs}
         self.gate_up = weight((*shape, config.hidden_size), (*axes, "embed"), **make)
         self.gate_up_bias = weight(shape, axes, init="zeros", **make) if config.mlp_bias else None
+        self.gate_up_lora: LowRank | None = None
         self.down = Linear(
             config.intermediate_size,
             config.hidden_size,
@@ -174,12 +176,14 @@ class GatedMLP(nnx.Module):
         self.activation = config.activation
 
     @jax.named_scope("mlp")
-    def __call__(self, x: Float[Array, "T E"]) -> Float[Array, "T E"]:
+    def __call__(self, x: Float[Array, "T E"], batch: TokenBatch | None = None) -> Sum:
         bias = None if self.gate_up_bias is None else self.gate_up_bias[...]
-        return self.down(gated_matmul(x, self.gate_up[...], bias, self.activation))
+        weights, adapters = (self.gate_up[...], bias), adapters_of(batch)
+        y = gated_matmul(x, *weights, self.activation, self.gate_up_lora, adapters)
+        return linear(self.down, y, adapters, defer=True)
 
 
-Stream = tuple[Float[Array, "T E"], Float[Array, "T E"]]
+Stream = tuple[Float[Array, "T E"], Sum]
 """The residual stream: a sum and what is still to be added to it, which the next norm does."""
 
 
@@ -205,7 +209,7 @@ class LlamaLayer(nnx.Module):
         x, normed = add_norm(self.attention_norm, *stream)
         y, cache = self.attention(normed, rotary, cache, batch)
         x, normed = add_norm(self.mlp_norm, x, y)
-        return (x, self.mlp(normed)), cache
+        return (x, self.mlp(normed, batch)), cache
 
 
 class Llama(nnx.Module):
@@ -221,6 +225,8 @@ class Llama(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, **make)
         tied = config.tie_embeddings
         self.head = None if tied else Embedding(config.vocab_size, config.hidden_size, **make)
+        self.embed_lora: LowRank | None = None
+        self.head_lora: LowRank | None = None
 
     def __call__(
         self,
@@ -236,13 +242,19 @@ class Llama(nnx.Module):
         positions = jnp.arange(tokens.shape[0]) if batch is None else batch.positions
         rotary = self.config.rope.cos_sin(positions)
         x = self.embed(tokens)
-        stream, cache = run_layers(self.layers, (x, jnp.zeros_like(x)), cache, rotary, batch)
+        if self.embed_lora is not None:
+            x = x + self.embed_lora.lookup(tokens, adapters_of(batch))
+        stream = x, Sum(jnp.zeros_like(x))
+        stream, cache = run_layers(self.layers, stream, cache, rotary, batch)
         return add_norm(self.norm, *stream)[1], cache
 
     @jax.named_scope("logits")
-    def logits(self, hidden: Float[Array, "N E"]) -> Float[Array, "N V"]:
-        """float32 scores of the next token."""
-        return (self.embed if self.head is None else self.head).logits(hidden)
+    def logits(
+        self, hidden: Float[Array, "N E"], adapters: Int[Array, " N"] | None = None
+    ) -> Float[Array, "N V"]:
+        """float32 scores of the next token; `adapters` as in `TokenBatch`."""
+        head = self.embed if self.head is None else self.head
+        return vocabulary(head, self.head_lora, hidden, adapters)
 
     @classmethod
     def checkpoint_map(cls, config: LlamaConfig) -> CheckpointMap:

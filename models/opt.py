@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from . import hf_config
 from .attention import LayerCache, attend
-from .batch import TokenBatch
+from .batch import TokenBatch, adapters_of
+from .block import linear, project, vocabulary
 from .checkpoint_map import CheckpointMap, Piece
 from .functional import run_layers
 from .layers import (
@@ -21,10 +22,10 @@ from .layers import (
     LayerNorm,
     Linear,
     check_activation,
-    matmul,
     weight,
 )
 from .llama import qkv_indices
+from .low_rank import LowRank
 
 _POSITION_OFFSET = 2
 """Rows of the position table before that of position 0."""
@@ -95,18 +96,18 @@ class OPTAttention(nnx.Module):
         make = {"dtype": dtype, "rngs": rngs}
         self.qkv = weight((*shape, size), (*axes, "embed"), **make)
         self.qkv_bias = weight(shape, axes, init="zeros", **make) if config.bias else None
+        self.qkv_lora: LowRank | None = None
         self.out = Linear(size, size, ("embed", "heads"), bias=config.bias, **make)
         self.scale = config.head_dim**-0.5
 
     def __call__(
         self, x: Float[Array, "T E"], cache: LayerCache | None, batch: TokenBatch | None
     ) -> tuple[Float[Array, "T E"], LayerCache | None]:
-        qkv = self.qkv[...]  # [H, 3, D, E]
-        y = matmul(x, qkv.reshape(-1, qkv.shape[-1])).reshape(-1, *qkv.shape[:-1])
+        y = project(x, self.qkv[...], self.qkv_lora, adapters_of(batch)).y
         if self.qkv_bias is not None:
             y = y + self.qkv_bias[...][None]
         y, cache = attend(y[:, :, 0], y[:, :, 1], y[:, :, 2], cache, batch, scale=self.scale)
-        return self.out(y.reshape(x.shape)), cache
+        return linear(self.out, y.reshape(x.shape), adapters_of(batch)).y, cache
 
 
 class OPTLayer(nnx.Module):
@@ -129,14 +130,16 @@ class OPTLayer(nnx.Module):
         if self.norm_first:
             y, cache = self.attention(self.attention_norm(x), cache, batch)
             x = x + y
-            return x + self._feed_forward(self.mlp_norm(x)), cache
+            return x + self._feed_forward(self.mlp_norm(x), batch), cache
         y, cache = self.attention(x, cache, batch)
         x = self.attention_norm(x + y)
-        return self.mlp_norm(x + self._feed_forward(x)), cache
+        return self.mlp_norm(x + self._feed_forward(x, batch)), cache
 
     @jax.named_scope("mlp")
-    def _feed_forward(self, x: Float[Array, "T E"]) -> Float[Array, "T E"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+    def _feed_forward(self, x: Float[Array, "T E"], batch: TokenBatch | None) -> Array:
+        adapters = adapters_of(batch)
+        y = ACTIVATIONS[self.activation](linear(self.up, x, adapters).y)
+        return linear(self.down, y, adapters).y
 
 
 class OPT(nnx.Module):
@@ -160,6 +163,8 @@ class OPT(nnx.Module):
             LayerNorm(size, affine=config.norm_affine, **make) if config.final_norm else None
         )
         self.head = None if config.tie_embeddings else Embedding(config.vocab_size, outer, **make)
+        self.embed_lora: LowRank | None = None
+        self.head_lora: LowRank | None = None
 
     def __call__(
         self,
@@ -170,18 +175,23 @@ class OPT(nnx.Module):
         """As `Llama.__call__`."""
         positions = jnp.arange(tokens.shape[0]) if batch is None else batch.positions
         x = self.embed(tokens)
+        if self.embed_lora is not None:
+            x = x + self.embed_lora.lookup(tokens, adapters_of(batch))
         if self.project_in is not None:
-            x = self.project_in(x)
+            x = linear(self.project_in, x, adapters_of(batch)).y
         x = x + self.embed_positions(positions + _POSITION_OFFSET)
         x, cache = run_layers(self.layers, x, cache, batch)
         return x if self.norm is None else self.norm(x), cache
 
     @jax.named_scope("logits")
-    def logits(self, hidden: Float[Array, "N E"]) -> Float[Array, "N V"]:
-        """float32 scores of the next token."""
+    def logits(
+        self, hidden: Float[Array, "N E"], adapters: Int[Array, " N"] | None = None
+    ) -> Float[Array, "N V"]:
+        """float32 scores of the next token; `adapters` as in `TokenBatch`."""
         if self.project_out is not None:
-            hidden = self.project_out(hidden)
-        return (self.embed if self.head is None else self.head).logits(hidden)
+            hidden = linear(self.project_out, hidden, adapters).y
+        head = self.embed if self.head is None else self.head
+        return vocabulary(head, self.head_lora, hidden, adapters)
 
     @classmethod
     def checkpoint_map(cls, config: OPTConfig) -> CheckpointMap:

@@ -63,6 +63,16 @@ def rotate(
     return rotated if size == x.shape[-1] else jnp.concatenate([rotated, x[..., size:]], -1)
 
 
+def updated(qkv: Float[Array, "T Hkv G+2 D"], update: Update | None) -> Float[Array, "T Hkv G+2 D"]:
+    """qkv with its update, which is as for `rope_write`; in float32 if there is one."""
+    if update is None:
+        return qkv
+    groups = qkv.shape[2] - 2
+    q, k, v = (expand(update, part) for part in range(3))
+    added = [q[:, :, :groups], k[:, :, groups:-1], v[:, :, -1:]]
+    return qkv.astype(jnp.float32) + jnp.concatenate(added, 2)
+
+
 def rope_write(
     k_pool: Float[Array, "P S Hkv D"],
     v_pool: Float[Array, "P S Hkv D"],
@@ -82,11 +92,7 @@ def rope_write(
     """
     tokens, _, _, size = qkv.shape
     dtype = qkv.dtype
-    if update is not None:
-        groups = qkv.shape[2] - 2
-        parts = [expand(update, part) for part in range(3)]
-        added = [parts[0][:, :, :groups], parts[1][:, :, groups:-1], parts[2][:, :, -1:]]
-        qkv = qkv.astype(jnp.float32) + jnp.concatenate(added, 2)
+    qkv = updated(qkv, update)
     q = rotate(qkv[:, :, :-2].reshape(tokens, -1, size), cos, sin).astype(dtype)
     k = rotate(qkv[:, :, -2], cos, sin).astype(dtype)
     return q, *kv_write(k_pool, v_pool, k, qkv[:, :, -1].astype(dtype), index)

@@ -4,7 +4,8 @@
 A block of threads serves KV heads of a token. It asks for all that it needs at once, straight
 into registers, rotates there, and writes straight to where each vector belongs: shared memory would
 be one more stop, and for few tokens its latency is what counts. The two halves of heads that are
-rotated with one another are arrays of the same layout, so that pairs meet in one thread.
+rotated with one another are arrays of the same layout, so that pairs meet in one thread. The rows
+of B that an update takes have that layout too, so that it is added up where it belongs.
 """
 
 import math
@@ -17,10 +18,18 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from .block_reference import Update
+
 _SMS = 132
 """Of an H100 or H200."""
 _ELEMENTS = 8192
 """Of a block, at most: with the factors and what becomes of them they fill the registers."""
+_UPDATED = 4096
+"""Of a block with an update, at most: the registers must hold rows of B as well."""
+_AHEAD = 24576
+"""Elements of B that a block waits for at once. They take 96 registers of a thread."""
+_UNROLLED = 16
+"""Rows of B at most that are added up without a branch. At each some latency shows."""
 _LANES, _WARPS = 32, 4
 _VECTOR = 8
 """Elements of 16 bits that one instruction moves, at most."""
@@ -33,6 +42,7 @@ def rope_write(
     cos: Float[Array, "T X/2"],
     sin: Float[Array, "T X/2"],
     index: Int[Array, " T"],
+    update: Update | None = None,
     *,
     interpret: bool = False,
 ) -> tuple[Float[Array, "T Hkv*G D"], Float[Array, "P S Hkv D"], Float[Array, "P S Hkv D"]]:
@@ -43,12 +53,14 @@ def rope_write(
 
     Args:
         cos, sin: in float32.
+        update: of the type of qkv. Of B no more is read than the tokens' own slots.
         interpret: run on any device, slowly.
     """
     from jax.experimental.pallas import mosaic_gpu as plgpu  # slow to import, and new in jax 0.11
 
     tokens, kv_heads, vectors, width = qkv.shape
-    block, heads = _block(tokens, kv_heads, vectors * width)
+    elements = _ELEMENTS if update is None else _UPDATED
+    block, heads = _block(tokens, kv_heads, vectors * width, elements)
     pools = [jax.new_ref(pool.reshape(-1, kv_heads, width)) for pool in (k_pool, v_pool)]
 
     def body(*refs: Any) -> None:
@@ -71,21 +83,84 @@ def rope_write(
     )
     factors = cos, sin
     # twice: queries and keys want them in different layouts, and one load has only one
-    q = run(*pools, qkv, factors, factors, index.astype(jnp.int32))
+    if update is not None:
+        update = update._replace(slots=update.slots.astype(jnp.int32))
+    q = run(*pools, qkv, factors, factors, index.astype(jnp.int32), update)
     k_slots, v_slots = (jax.freeze(pool) for pool in pools)
     q = q.reshape(tokens, -1, width)
     return q, k_slots.reshape(k_pool.shape), v_slots.reshape(v_pool.shape)
 
 
-def _block(tokens: int, kv_heads: int, size: int) -> tuple[int, int]:
-    """Tokens and KV heads of a thread block, where a KV head's vectors have `size` elements.
+def _block(tokens: int, kv_heads: int, size: int, elements: int) -> tuple[int, int]:
+    """Tokens and KV heads of a thread block of so many elements, with `size` of a KV head.
 
     Heads are spread over all SMs, but in pairs at least: the fewer, the shorter the vectors that
     instructions move.
     """
-    most = min(_ELEMENTS // size, max(pl.cdiv(tokens * kv_heads, _SMS), 2))
+    most = min(elements // size, max(pl.cdiv(tokens * kv_heads, _SMS), 2))
     divisors = (n for n in range(1, kv_heads + 1) if kv_heads % n == 0)
     return 1, max(n for n in divisors if n <= max(most, 1))
+
+
+_Row = list[tuple[Array, Array]]
+"""Arrays, each with its scalar weight."""
+
+
+def weighted_sums(
+    there: Array,
+    like: list[Array],
+    rank: int,
+    ahead: int,
+    ask: Callable[[Any], Callable[[int], _Row]],
+) -> list[Array]:
+    """Sums of weights times arrays over the rows 0 to `rank`, in float32, in a kernel.
+
+    Args:
+        there: if false the sums are zeros, and nothing is loaded.
+        like: arrays of the shapes of the sums.
+        ahead: rows that are waited for at once.
+        ask: takes consecutive rows, and returns what loads one of them by its place.
+    """
+    count = max(n for n in range(1, min(rank, _UNROLLED) + 1) if rank % n == 0)
+
+    def zeros() -> list[Array]:
+        return [jnp.zeros(x.shape, jnp.float32) for x in like]
+
+    def add(sums: list[Array], row: _Row) -> list[Array]:
+        pairs = ([x.astype(jnp.float32) for x in pair] for pair in row)
+        return [total + weight * x for total, (weight, x) in zip(sums, pairs, strict=True)]
+
+    def step(n: Array, sums: list[Array]) -> list[Array]:
+        load = ask(pl.ds(n * count, count))
+        rows = [load(m) for m in range(min(ahead, count))]
+        for m in range(count):
+            sums = add(sums, rows[m])
+            if len(rows) < count:
+                rows.append(load(len(rows)))  # into the registers that are free by now
+        return sums
+
+    return lax.cond(there, lambda: lax.fori_loop(0, rank // count, step, zeros()), zeros)
+
+
+class _Source(NamedTuple):
+    """Columns of some vectors of each KV head."""
+
+    part: int
+    """Of an update."""
+    vectors: Any
+    columns: slice
+
+    def of(self, ref: Any) -> Any:
+        """Those of a token, or of a row of B."""
+        return ref.at[:, self.vectors].at[..., self.columns]
+
+
+class _Move(NamedTuple):
+    sources: list[_Source]
+    arrays: list[Array]
+    """What was loaded from them."""
+    write: Callable[[list[Array]], None]
+    """Takes the arrays, updated."""
 
 
 class _Kernel(NamedTuple):
@@ -100,51 +175,87 @@ class _Kernel(NamedTuple):
     """cos and sin."""
     k_factors: tuple[jax.Ref, jax.Ref]
     slots: jax.Ref
+    update: Any
+    """References in place of its arrays, or None."""
     q: jax.Ref
 
     def read(self, token: Array, slot: Array) -> Callable[[], None]:
         """Asks for what a token needs, and returns what writes it once it is there."""
         groups, heads = self.q.shape[2], self.heads
-        q, k, v = (self.qkv.at[token, heads, at] for at in (slice(0, groups), groups, groups + 1))
+        adapter = None if self.update is None else self.update.slots[token]
         q_factors, k_factors = (
             [ref.at[token] for ref in refs] for refs in (self.q_factors, self.k_factors)
         )
-        parts = [
-            *self.rotated(q, self.q.at[token, heads], q_factors),
-            *self.rotated(k, self.k_slots.at[slot, heads], k_factors),
-            self.moved(v, self.v_slots.at[slot, heads]),
+        moves = [
+            *self.rotated(token, 0, slice(0, groups), self.q.at[token, heads], q_factors),
+            *self.rotated(token, 1, groups, self.k_slots.at[slot, heads], k_factors),
+            self.moved(token, 2, groups + 1, self.v_slots.at[slot, heads]),
         ]
+        arrays = [move.arrays for move in moves]
+        if adapter is not None:
+            arrays = self.updated(token, adapter, moves)
 
         def write() -> None:
-            for part in parts:
-                part()
+            for move, xs in zip(moves, arrays, strict=True):
+                move.write(xs)
 
         return write
 
-    def rotated(self, source: Any, target: Any, factors: list[Any]) -> list[Callable[[], None]]:
+    def rotated(
+        self, token: Array, part: int, vectors: Any, target: Any, factors: list[Any]
+    ) -> list[_Move]:
         half = factors[0].shape[-1]
-        first, second = (self.load(_columns(source, n * half, half)) for n in range(2))
-        cos, sin = (self.load_factors(ref, first.shape) for ref in factors)
+        sources = [_Source(part, vectors, slice(n * half, (n + 1) * half)) for n in range(2)]
+        arrays = [self.load_source(token, source) for source in sources]
+        shape = arrays[0].shape
+        cos, sin = (self.load_factors(ref, shape) for ref in factors)
 
-        def write() -> None:
-            pair = [x.astype(jnp.float32) for x in (first, second)]
-            c, s = (lax.broadcast_in_dim(f, first.shape, [first.ndim - 1]) for f in (cos, sin))
+        def write(arrays: list[Array]) -> None:
+            pair = [x.astype(jnp.float32) for x in arrays]
+            c, s = (lax.broadcast_in_dim(f, shape, [len(shape) - 1]) for f in (cos, sin))
             turned = pair[0] * c - pair[1] * s, pair[1] * c + pair[0] * s
             for n, x in enumerate(turned):
-                _columns(target, n * half, half)[...] = x.astype(first.dtype)
+                _columns(target, n * half, half)[...] = x.astype(target.dtype)
 
-        rest = source.shape[-1] - 2 * half
-        if not rest:
-            return [write]
-        return [write, self.moved(*(_columns(ref, 2 * half, rest) for ref in (source, target)))]
+        move = _Move(sources, arrays, write)
+        if 2 * half == target.shape[-1]:
+            return [move]
+        return [move, self.moved(token, part, vectors, target, 2 * half)]
 
-    def moved(self, source: Any, target: Any) -> Callable[[], None]:
-        x = self.load(source)
+    def moved(self, token: Array, part: int, vectors: Any, target: Any, first: int = 0) -> _Move:
+        """Of the columns from the first on."""
+        width = target.shape[-1]
+        source = _Source(part, vectors, slice(first, width))
 
-        def write() -> None:
-            target[...] = x
+        def write(arrays: list[Array]) -> None:
+            _columns(target, first, width - first)[...] = arrays[0].astype(target.dtype)
 
-        return write
+        return _Move([source], [self.load_source(token, source)], write)
+
+    def updated(self, token: Array, adapter: Array, moves: list[_Move]) -> list[list[Array]]:
+        """The arrays of the moves in float32, with the update of the token's adapter."""
+        h, b = self.update.h, self.update.b
+        slots, rank, _, vectors, width = b.shape
+
+        def ask(rows: Any) -> Callable[[int], _Row]:
+            weights = [h.at[token, part, adapter, rows] for part in range(3)]
+            block = b.at[adapter, rows, self.heads]
+            sources = [source for move in moves for source in move.sources]
+
+            def load(n: int) -> _Row:
+                own = [part[n] for part in weights]
+                return [(own[source.part], self.load(source.of(block.at[n]))) for source in sources]
+
+            return load
+
+        ahead = max(_AHEAD // (self.heads.size * vectors * width), 1)
+        arrays = [x for move in moves for x in move.arrays]
+        sums = weighted_sums(adapter < slots, arrays, rank, ahead, ask)
+        exact = (x.astype(jnp.float32) + added for x, added in zip(arrays, sums, strict=True))
+        return [[next(exact) for _ in move.arrays] for move in moves]
+
+    def load_source(self, token: Array, source: _Source) -> Array:
+        return self.load(source.of(self.qkv.at[token, self.heads]))
 
     def load(self, ref: Any) -> Array:
         return self.gpu.load(ref, layout=_layout(self.gpu, ref.shape), optimized=False)

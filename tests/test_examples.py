@@ -40,6 +40,22 @@ def test_offline_inference_chat(
     assert "Tuesday" in lines[2]
 
 
+def test_offline_inference_lora(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run("offline_inference_lora.py", monkeypatch=monkeypatch, capsys=capsys)
+    base, adapter, mixed = (
+        [line.split(": ", 1)[1] for line in lines[i : i + 3]] for i in (0, 3, 6)
+    )
+    assert adapter == [
+        "' SELECT name FROM cars WHERE price > 300;'",
+        "' SELECT model FROM boats ORDER BY speed DESC LIMIT 3;'",
+        "' SELECT COUNT(*) FROM robots WHERE score < 52;'",
+    ]
+    assert not any("SELECT" in text for text in base)
+    assert mixed == [adapter[0], base[1], adapter[2]]
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The base URL of a server of the demo model, which wants the key `secret`."""
@@ -117,13 +133,30 @@ def test_every_client_is_tested() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_quickstart() -> None:
+    assert "Paris" in printed_by("quickstart.ipynb")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_lora_adapter() -> None:
+    printed = printed_by("lora_adapter.ipynb")
+    assert "\nmeasures ' SELECT MAX(price) FROM cars;'\n" in printed
+    assert "\nsql      ' SELECT model FROM boats WHERE price > 300;'\n" in printed
+    shares = "{'base': '(.+) %', 'measures': '(.+) %', 'sql': '(.+) %'}"
+    one_kind, all_kinds = (list(map(int, each)) for each in re.findall(shares, printed))
+    assert one_kind[0] == all_kinds[0] == 0
+    assert one_kind[1] >= 80 >= all_kinds[1]
+    assert min(one_kind[2], all_kinds[2]) >= 95
+
+
+def printed_by(name: str) -> str:
+    """What a notebook prints when it is run, in a kernel of its own."""
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    printed = "".join(
+    return "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
     )
-    assert "Paris" in printed

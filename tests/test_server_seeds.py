@@ -12,17 +12,22 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from quire.entrypoints import cli
 from tests.live_server import live_server
+from tests.lora_folders import lora_folder
 from tests.test_seeds import DEMO, FIXTURES, ROOT, SEEDS, cached, opt_folder
 
 SNIPPETS = FIXTURES / "snippets" / "server"
 OPT = "facebook/opt-125m"
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+LLAMA_2 = "meta-llama/Llama-2-7b-hf"
+ADAPTER = "sql-lora"
+ADAPTER_FOLDER = "/path/to/sql-lora-adapter"
+"""Of the documents."""
 DOCUMENTS_ADDRESS = "http://localhost:8000"
 RUN_QUIRE = "import sys; from quire.entrypoints.cli import main; sys.exit(main())"
 CALL = """\
@@ -32,7 +37,6 @@ Result: Getting the weather for San Francisco, CA in fahrenheit...
 """
 
 pytestmark = pytest.mark.slow
-no_adapters_yet = pytest.mark.xfail(strict=True, reason="Quire has no LoRA adapters yet")
 
 
 def snippet(name: str) -> str:
@@ -95,17 +99,29 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Where servers find the stand-ins."""
     folder = tmp_path_factory.mktemp("hub")
     opt_folder(cached(folder / "hub", OPT))
-    shutil.copytree(DEMO, cached(folder / "hub", LLAMA))
+    for repository in (LLAMA, LLAMA_2):
+        shutil.copytree(DEMO, cached(folder / "hub", repository))
     return {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
-def opt_server(environment: dict[str, str]) -> Iterator[str]:
-    """The address of OPT, also under the name of an adapter of the documents."""
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adapter of OPT."""
+    return lora_folder(tmp_path_factory.mktemp("adapter") / "sql", FIXTURES / "opt_download")
+
+
+@pytest.fixture(scope="module")
+def opt_server(environment: dict[str, str], adapter: Path) -> Iterator[str]:
+    """The address of OPT with the adapter of the documents, whose clients may load others."""
     command = python_arguments(snippet("serve_with_template.sh"))
-    names = ("--served-model-name", OPT, "sql-lora")
+    adapters = ("--enable-lora", "--lora-modules", f"{ADAPTER}={adapter}")
+    allowed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     with live_server(
-        "--enforce-eager", *names, command=command, environment=environment, cwd=ROOT
+        "--enforce-eager",
+        *adapters,
+        command=command,
+        environment=environment | allowed,
+        cwd=ROOT,
     ) as address:
         yield address
 
@@ -119,26 +135,31 @@ def llama_server(environment: dict[str, str]) -> Iterator[str]:
         yield address
 
 
-def test_models(opt_server: str) -> None:
+def test_models(opt_server: str, adapter: Path) -> None:
     answer = curl(snippet("models.sh"), opt_server).json()
     assert answer["object"] == "list"
-    card = answer["data"][0]
-    assert card["id"] == card["root"] == OPT
-    assert card["object"] == "model"
-    assert card["parent"] is None
-    assert card["created"] > 0
-    assert len(card["permission"]) == 1
+    assert [(card["id"], card["root"], card["parent"]) for card in answer["data"]] == [
+        (OPT, OPT, None),
+        (ADAPTER, str(adapter), OPT),
+    ]
+    for card in answer["data"]:
+        assert card["object"] == "model"
+        assert card["created"] > 0
+        assert len(card["permission"]) == 1
 
 
-@pytest.mark.parametrize("name", ["completion.sh", "adapter_completion.sh"])
-def test_completion(opt_server: str, name: str) -> None:
-    response = curl(snippet(name), opt_server)
-    assert response.status_code == 200, response.text
-    answer = response.json()
-    assert answer["object"] == "text_completion"
-    assert answer["model"] == OPT
-    assert answer["usage"]["completion_tokens"] == 7
-    assert answer["choices"][0]["finish_reason"] == "length"
+def test_completion(opt_server: str) -> None:
+    texts: dict[str, str] = {}
+    for name, model in (("completion.sh", OPT), ("adapter_completion.sh", ADAPTER)):
+        response = curl(snippet(name), opt_server)
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        assert answer["object"] == "text_completion"
+        assert answer["model"] == model
+        assert answer["usage"]["completion_tokens"] == 7
+        assert answer["choices"][0]["finish_reason"] == "length"
+        texts[model] = answer["choices"][0]["text"]
+    assert texts[OPT] != texts[ADAPTER]
 
 
 def test_chat(opt_server: str) -> None:
@@ -183,17 +204,28 @@ def test_a_model_that_does_not_exist_is_told(environment: dict[str, str]) -> Non
     assert "facebook/opt-125" in told
 
 
-@no_adapters_yet
-def test_adapters_are_served() -> None:
-    name, *arguments = words(snippet("serve_adapters.sh"))
-    assert name == "quire"
-    cli._parser().parse_args(arguments)  # pyright: ignore[reportPrivateUsage]
+def test_adapters_are_served(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = python_arguments(snippet("serve_adapters.sh"))
+    name, _, place = command[-1].partition("=")
+    lora_folder(Path(place), DEMO)
+    with live_server("--enforce-eager", command=command, environment=environment) as address:
+        assert tmp_path in Path(place).parents
+        cards = curl(snippet("models.sh"), address).json()["data"]
+        assert [card["id"] for card in cards] == [LLAMA_2, name]
+        response = curl(snippet("adapter_completion.sh"), address)
+        assert response.status_code == 200, response.text
+        assert response.json()["model"] == name
 
 
-@no_adapters_yet
-@pytest.mark.parametrize("name", ["load_adapter.sh", "unload_adapter.sh"])
-def test_adapters_come_and_go(opt_server: str, name: str) -> None:
-    assert curl(snippet(name), opt_server).status_code == 200
+def test_adapters_come_and_go(opt_server: str, adapter: Path) -> None:
+    load = snippet("load_adapter.sh").replace(ADAPTER_FOLDER, str(adapter))
+    for command, done in ((load, "added"), (snippet("unload_adapter.sh"), "removed")):
+        response = curl(command, opt_server)
+        assert response.status_code == 200, response.text
+        assert response.text == f"Success: LoRA adapter 'sql_adapter' {done} successfully."
 
 
 def indented_blocks(text: str) -> list[str]:
@@ -208,7 +240,7 @@ def fenced_blocks(text: str) -> list[str]:
 
 
 @pytest.mark.skipif(not SEEDS.is_dir(), reason=f"the documents are not in {SEEDS}")
-def test_the_documents_own_snippets(opt_server: str, llama_server: str) -> None:
+def test_the_documents_own_snippets(opt_server: str, llama_server: str, adapter: Path) -> None:
     (usage,), (intro,), (models,) = (SEEDS.glob(f"00{number}_*") for number in (0, 2, 3))
     blocks = [*indented_blocks(usage.read_text()), *fenced_blocks(intro.read_text())]
     commands = [block for block in blocks if block.removeprefix("$ ").startswith("curl ")]
@@ -216,10 +248,9 @@ def test_the_documents_own_snippets(opt_server: str, llama_server: str) -> None:
     servers = [block for block in blocks if re.match("vllm serve|python -m vllm", block)]
     assert (len(commands), len(clients), len(servers)) == (7, 3, 4)
     for command in commands:
-        if "lora_name" not in command:
-            request = command.split("\n\n")[0]  # what it answers may stand below
-            response = curl(request, opt_server)
-            assert response.status_code == 200, response.text
+        request = command.split("\n\n")[0]  # what it answers may stand below
+        response = curl(request.replace(ADAPTER_FOLDER, str(adapter)), opt_server)
+        assert response.status_code == 200, response.text
     for client in clients:
         out = run_client(client, llama_server if "tools" in client else opt_server)
         assert out == CALL or " result: " in out or " response: " in out

@@ -1,17 +1,19 @@
 """The routes of the server, each a few lines over the service."""
 
 import logging
+import os
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from ... import QuireError, __version__
+from .adapters import ServedAdapter
 from .chat import create_chat_completion
 from .completions import create_completion
 from .errors import ApiError, as_api_error, bad_request, error_body
@@ -24,7 +26,15 @@ from .middleware import (
     RequestIds,
     RootPath,
 )
-from .protocol import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .options import ADAPTER_VARIABLES, adapters_variable
+from .protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    LoadAdapterRequest,
+    TokenizeRequest,
+    UnloadAdapterRequest,
+)
 from .service import Service
 from .tokenization import detokenize, tokenize
 
@@ -33,7 +43,7 @@ logger = logging.getLogger(__name__)
 ERRORS = {
     400: "The request is not valid; `param` names the field.",
     401: "The API key is missing or wrong.",
-    404: "There is no such model.",
+    404: "There is no such model or adapter.",
     413: "The body is too long.",
     503: "Too many requests wait, or the engine does not run.",
 }
@@ -53,6 +63,8 @@ ERROR_SCHEMA = {
         }
     },
 }
+LOAD_ADAPTER = "/v1/load_lora_adapter"
+UNLOAD_ADAPTER = "/v1/unload_lora_adapter"
 STREAMED = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 
 
@@ -68,6 +80,8 @@ def create_app(service: Service) -> FastAPI:
     _add_generation(app, service)
     _add_tokenization(app, service)
     _add_models(app, service)
+    if adapters_variable(os.environ):
+        _add_adapters(app, service)
     _add_operation(app, service)
     for exception in (ApiError, QuireError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(exception, _answer_error)
@@ -105,14 +119,32 @@ def _add_tokenization(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The model, by each of its names."""
-        return {"object": "list", "data": [_card(service, name) for name in service.model_names]}
+        """The model, by each of its names, and the adapters."""
+        cards = [_card(service, name) for name in service.model_names]
+        cards += [_adapter_card(service, one) for one in service.adapters]
+        return {"object": "list", "data": cards}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
-        """The model, if that is its name."""
-        service.check_model(model)
-        return _card(service, model)
+        """The model or the adapter of that name."""
+        service.find_model(model)
+        adapter = service.adapters.get(model)
+        return _adapter_card(service, adapter) if adapter else _card(service, model)
+
+
+def _add_adapters(app: FastAPI, service: Service) -> None:
+    @app.post(LOAD_ADAPTER, responses=_responses(400, 503), response_class=PlainTextResponse)
+    async def load_adapter(request: LoadAdapterRequest) -> str:
+        """Loads an adapter, or replaces one, while others are at work."""
+        name, path = request.lora_name, request.lora_path
+        await service.adapters.load(name, path, in_place=request.load_inplace)
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    @app.post(UNLOAD_ADAPTER, responses=_responses(400, 503), response_class=PlainTextResponse)
+    async def unload_adapter(request: UnloadAdapterRequest) -> str:
+        """Forgets an adapter; requests that have begun end with it."""
+        await service.adapters.unload(request.lora_name, request.lora_int_id)
+        return f"Success: LoRA adapter '{request.lora_name}' removed successfully."
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
@@ -177,6 +209,8 @@ def _of_routing(request: Request, error: ApiError) -> ApiError:
         404: f"There is no route {where}. GET /openapi.json lists those there are.",
         405: f"{where} is not allowed: the route takes {error.headers.get('Allow', 'others')}.",
     }
+    if error.status == 404 and request.url.path.endswith((LOAD_ADAPTER, UNLOAD_ADAPTER)):
+        told[404] += f" This one is there on a server started with {ADAPTER_VARIABLES[0]}=1."
     message = told.get(error.status, error.message)
     return ApiError(error.status, message, headers=error.headers)
 
@@ -215,6 +249,16 @@ def _card(service: Service, name: str) -> dict[str, Any]:
         "max_model_len": service.engine.max_model_len,
         "permission": [permission],
     }
+
+
+def _adapter_card(service: Service, adapter: ServedAdapter) -> dict[str, Any]:
+    request = adapter.request
+    own = {
+        "created": adapter.created,
+        "root": request.lora_path,
+        "parent": request.base_model_name or service.model_names[0],
+    }
+    return _card(service, request.lora_name) | own
 
 
 def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -5,13 +5,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ... import RequestOutput
 from .answers import answer_id, check_priority, engine_id, head, token_names
 from .chat_choices import ChatChunks, ChatForm, whole_answer
 from .conversation import template_options, text_of
 from .encoding import EnginePrompt, truncated
 from .protocol import ChatCompletionRequest
 from .sampling import beam_params, chat_params, max_tokens, structure_of
-from .service import Service
+from .service import ServedModel, Service
 from .streams import answer, json_response, last_outputs, stream, unless_gone
 from .tools import Toolbox, choose_tools, make_parser
 
@@ -29,7 +30,7 @@ async def create_chat_completion(
 async def _create(
     service: Service, request: ChatCompletionRequest, http_request: Request
 ) -> Response:
-    model = service.check_model(request.model)
+    model = service.find_model(request.model)
     check_priority(service, request)
     toolbox = choose_tools(request, service.options)
     options = template_options(service, request, toolbox.offered)
@@ -45,15 +46,25 @@ async def _create(
     prompt = await _prompt(service, request, options)
     own_id = answer_id("chatcmpl", request, http_request)
     if params is None:
-        return await _search(service, request, http_request, prompt, form, own_id)
+        search = _search(service, request, model, prompt, own_id)
+        output = await unless_gone(http_request.receive, search)
+        return json_response(
+            whole_answer(form, head("chat.completion", own_id, model.name), output)
+        )
     outputs = [
-        service.generate(prompt.as_dict(), params, engine_id(own_id, 0), priority=request.priority)
+        service.generate(
+            prompt.as_dict(),
+            params,
+            engine_id(own_id, 0),
+            priority=request.priority,
+            lora_request=model.lora_request,
+        )
     ]
     if request.stream:
-        chunks = ChatChunks(form, head("chat.completion.chunk", own_id, model))
+        chunks = ChatChunks(form, head("chat.completion.chunk", own_id, model.name))
         return await stream(outputs, http_request.receive, chunks)
     [output] = await unless_gone(http_request.receive, last_outputs(outputs))
-    return json_response(whole_answer(form, head("chat.completion", own_id, model), output))
+    return json_response(whole_answer(form, head("chat.completion", own_id, model.name), output))
 
 
 async def _prompt(
@@ -69,17 +80,15 @@ async def _prompt(
 async def _search(
     service: Service,
     request: ChatCompletionRequest,
-    http_request: Request,
+    model: ServedModel,
     prompt: EnginePrompt,
-    form: ChatForm,
     own_id: str,
-) -> Response:
+) -> RequestOutput:
     room = max(service.engine.max_model_len - len(prompt.token_ids or ()), 1)
     params = beam_params(request, max_tokens(request) or room)
-    search = service.beam_search(prompt.as_dict(), params, engine_id(own_id, 0))
-    output = await unless_gone(http_request.receive, search)
-    answer_head = head("chat.completion", own_id, service.check_model(request.model))
-    return json_response(whole_answer(form, answer_head, output))
+    return await service.beam_search(
+        prompt.as_dict(), params, engine_id(own_id, 0), lora_request=model.lora_request
+    )
 
 
 def _form(

@@ -13,7 +13,7 @@ from .encoding import EnginePrompt, completion_prompts, decode
 from .logprobs import Entry, completion_logprobs, prompt_logprobs
 from .protocol import CompletionRequest
 from .sampling import beam_params, completion_params
-from .service import Service
+from .service import ServedModel, Service
 from .streams import answer, json_response, last_outputs, stream, unless_gone
 
 
@@ -28,21 +28,25 @@ async def create_completion(
 
 
 async def _create(service: Service, request: CompletionRequest, http_request: Request) -> Response:
-    model = service.check_model(request.model)
+    model = service.find_model(request.model)
     check_priority(service, request)
     defaults = service.engine.get_default_sampling_params()
     params = None if request.use_beam_search else completion_params(request, defaults)
     prompts = await completion_prompts(service, request)
     own_id = answer_id("cmpl", request, http_request)
-    chunks = _Completion(service, request, prompts, head("text_completion", own_id, model))
+    chunks = _Completion(service, request, prompts, head("text_completion", own_id, model.name))
     if params is None:
         outputs = await unless_gone(
-            http_request.receive, _search(service, request, prompts, own_id)
+            http_request.receive, _search(service, request, model, prompts, own_id)
         )
         return json_response(chunks.whole(outputs))
     generators = [
         service.generate(
-            prompt.as_dict(), params, engine_id(own_id, index), priority=request.priority
+            prompt.as_dict(),
+            params,
+            engine_id(own_id, index),
+            priority=request.priority,
+            lora_request=model.lora_request,
         )
         for index, prompt in enumerate(prompts)
     ]
@@ -53,12 +57,21 @@ async def _create(service: Service, request: CompletionRequest, http_request: Re
 
 
 async def _search(
-    service: Service, request: CompletionRequest, prompts: Sequence[EnginePrompt], own_id: str
+    service: Service,
+    request: CompletionRequest,
+    model: ServedModel,
+    prompts: Sequence[EnginePrompt],
+    own_id: str,
 ) -> Sequence[RequestOutput]:
     params = beam_params(request, max(request.max_tokens, 1))
     return await asyncio.gather(
         *(
-            service.beam_search(prompt.as_dict(), params, engine_id(own_id, index))
+            service.beam_search(
+                prompt.as_dict(),
+                params,
+                engine_id(own_id, index),
+                lora_request=model.lora_request,
+            )
             for index, prompt in enumerate(prompts)
         )
     )

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from ... import EngineOptions, OptionError
@@ -18,6 +19,7 @@ from ..arguments import (
     options,
 )
 from ..parsers import load_plugin, reasoning_parser, tool_parser
+from .lora_modules import LoRAModule, read_modules
 
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 MetricsPrefix = Literal["vllm", "quire"]
@@ -27,6 +29,8 @@ SERVER_LEFT_OUT = frozenset({"chat_template", "max_logprobs"})
 ENGINE_LEFT_OUT = frozenset({"model", "skip_tokenizer_init"})
 KEY_VARIABLES = ("QUIRE_API_KEY", "VLLM_API_KEY")
 ADAPTER_VARIABLES = ("QUIRE_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+"""Let clients load adapters, where one is true."""
+_SWITCH = {"1": True, "true": True, "": False, "0": False, "false": False}
 
 _SEVERAL = {"action": "extend", "nargs": "+"}
 
@@ -51,6 +55,12 @@ class ServerOptions:
     environment is the key; without these all may ask."""
     served_model_name: list[str] | None = _several()
     """Names by which requests may call the model; answers bear the first. None is MODEL itself."""
+    lora_modules: list[str] | None = _several()
+    """Adapters to serve besides the model, each as name=path or as a JSON object of name, path and
+    base_model_name; needs --enable-lora."""
+    lora_dir: list[str] | None = _several()
+    """Folders under which the adapters lie that clients may load. None: any folder, and any
+    repository on the Hub."""
     chat_template: str | None = None
     """Template text or the path of a file; None is the tokenizer's own."""
     response_role: str = "assistant"
@@ -114,6 +124,7 @@ class ServerOptions:
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_tls()
+        self._check_adapters()
         if "" in self.keys:
             raise OptionError("api_key='' protects nothing. Give a key that is not empty.")
         if self.root_path and not self.root_path.startswith("/"):
@@ -136,6 +147,28 @@ class ServerOptions:
         found = (os.environ.get(variable) for variable in KEY_VARIABLES)
         return tuple(key for key in found if key)[:1]
 
+    @property
+    def adapters(self) -> list[LoRAModule]:
+        """What `lora_modules` names."""
+        return read_modules(self.lora_modules or ())
+
+    def check_adapters(self, model_names: Collection[str], *, enabled: bool) -> None:
+        """Raises OptionError where adapters do not go with the model's names or the engine.
+
+        Args:
+            model_names: what the model is called by.
+            enabled: whether the engine takes adapters.
+        """
+        for name in ("lora_modules", "lora_dir"):
+            if getattr(self, name) and not enabled:
+                raise OptionError(f"{name} needs --enable-lora: the engine takes no adapters else.")
+        for module in self.adapters:
+            if module.name in model_names:
+                raise OptionError(
+                    f"lora_modules names an adapter {module.name!r}, as the model is called, too. "
+                    "Give it another name, or the model one with --served-model-name."
+                )
+
     def load_parsers(self) -> None:
         """Runs the plugin and checks the names of parsers. Raises OptionError."""
         if self.tool_parser_plugin is not None:
@@ -151,6 +184,12 @@ class ServerOptions:
             if value is not None and not low <= value <= high:
                 above = f" and {high} or less" if high < _ANY else ""
                 raise OptionError(f"{name}={value} is not allowed. Give {low} or more{above}.")
+
+    def _check_adapters(self) -> None:
+        read_modules(self.lora_modules or ())
+        for folder in self.lora_dir or ():
+            if not Path(folder).is_dir():
+                raise OptionError(f"lora_dir={folder!r} is no folder. Make it, or name another.")
 
     def _check_tls(self) -> None:
         if self.ssl_certfile is None:
@@ -211,10 +250,16 @@ def several_given(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def adapters_asked_for(environment: Mapping[str, str]) -> str | None:
-    """The variable that asks for adapters loaded at run time, which there are not; or None."""
+def adapters_variable(environment: Mapping[str, str]) -> str | None:
+    """The variable that lets clients load adapters; None where they may not.
+
+    Raises OptionError for a value that is neither true nor false.
+    """
     for variable in ADAPTER_VARIABLES:
-        if environment.get(variable, "").strip().lower() in ("1", "true"):
+        value = environment.get(variable, "")
+        if value.strip().lower() not in _SWITCH:
+            raise OptionError(f"{variable}={value!r} is not allowed. Set 1, true, 0 or false.")
+        if _SWITCH[value.strip().lower()]:
             return variable
     return None
 

@@ -9,7 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import bad_request
-from .refused import REFUSED_CHAT, REFUSED_COMPLETION, Refused, asks_for_nothing, is_known
+from .refused import (
+    REFUSED_ADAPTER,
+    REFUSED_CHAT,
+    REFUSED_COMPLETION,
+    Refused,
+    asks_for_nothing,
+    is_known,
+)
 
 RequestId = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -341,6 +348,38 @@ class TokenizeRequest(_Strict):
         if (self.prompt is None) == (self.messages is None):
             raise bad_request("Give one of prompt and messages, not both.", "prompt")
         return self
+
+
+class LoadAdapterRequest(_Strict):
+    """`POST /v1/load_lora_adapter`."""
+
+    refused: ClassVar[Mapping[str, Refused]] = REFUSED_ADAPTER
+
+    lora_name: str
+    """What requests will call it as their model."""
+    lora_path: str
+    """Its folder, as the server sees it, or the id of its repository."""
+    load_inplace: bool = False
+    """Replaces one of that name, which serves on until then."""
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> "LoadAdapterRequest":
+        for name, text in (("lora_name", self.lora_name), ("lora_path", self.lora_path)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                where = f"{name} has half of a character at {error.start}"
+                raise bad_request(f"{where}. Decode the text again.", name) from error
+        return self
+
+
+class UnloadAdapterRequest(_Strict):
+    """`POST /v1/unload_lora_adapter`."""
+
+    lora_name: str
+    """Which."""
+    lora_int_id: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Must be the server's number of it, if given."""
 
 
 class DetokenizeRequest(_Strict):

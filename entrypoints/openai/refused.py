@@ -58,6 +58,11 @@ REFUSED_CHAT = {
     "prompt_cache_retention": Refused(_LEAVE_OUT, ("in_memory", "in-memory")),
 }
 
+REFUSED_ADAPTER = {
+    "lora_int_id": Refused("Leave it out: the server numbers adapters itself."),
+    "is_3d_lora_weight": Refused(_LEAVE_OUT, (False,)),
+}
+
 
 def asks_for_nothing(name: str, value: Any, refused: Mapping[str, Refused]) -> bool:
     """Whether a refused field is there without effect. Raises ApiError where it asks for one."""

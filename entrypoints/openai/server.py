@@ -1,5 +1,6 @@
 """A server's life: a socket, an engine, requests until a signal comes, and a clean end."""
 
+import asyncio
 import contextlib
 import copy
 import errno
@@ -21,8 +22,8 @@ from uvicorn.config import LOGGING_CONFIG
 
 from ... import AsyncEngine, OptionError, load_chat_template
 from .app import create_app
-from .options import ServerOptions, adapters_asked_for
-from .service import Service
+from .options import ADAPTER_VARIABLES, ServerOptions, adapters_variable
+from .service import Service, names_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +43,34 @@ def run(model: str | None, options: ServerOptions, engine_options: Mapping[str, 
     _set_up_logs(options)
     options.load_parsers()
     load_chat_template(options.chat_template)  # a mistake is told before the model loads
-    if variable := adapters_asked_for(os.environ):
-        logger.warning("%s has no effect: there are no adapters to load yet.", variable)
+    _check_adapters(model, options, enabled=engine_options.get("enable_lora") is True)
     # bound first: a port that is taken is told before the model loads, and nobody else takes it
     with _listening(options) as sock:
         loading = {"use_tqdm_on_load": sys.stderr.isatty(), **engine_options}
         engine = AsyncEngine(model, **loading)
         engine.get_tokenizer()  # imported now rather than while the first chat waits
-        _keep_pauses_short()
         try:
-            return _serve(Service(engine, options, model), sock)
+            service = Service(engine, options, model)
+            asyncio.run(service.adapters.start(options.adapters))
+            _keep_pauses_short()
+            return _serve(service, sock)
         finally:
             engine.close()
+
+
+def _check_adapters(model: str | None, options: ServerOptions, *, enabled: bool) -> None:
+    """Raises OptionError for adapters that cannot be; warns of what else is set for nothing."""
+    options.check_adapters(names_of(model, options), enabled=enabled)
+    variable = adapters_variable(os.environ)
+    if variable is None and options.lora_dir:
+        logger.warning(
+            "--lora-dir has no effect: clients load adapters only with %s=1.", ADAPTER_VARIABLES[0]
+        )
+    elif variable is not None and not enabled:
+        logger.warning("%s has no effect without --enable-lora.", variable)
+    elif variable is not None:
+        places = ", ".join(options.lora_dir or ["any folder and from the Hub"])
+        logger.warning("%s: clients may load adapters from %s.", variable, places)
 
 
 def _keep_pauses_short() -> None:

@@ -1,6 +1,7 @@
-"""The engine behind the routes: names of the model, a bounded queue, and what is measured."""
+"""The engine behind the routes: names of models, a bounded queue, and what is measured."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -10,9 +11,11 @@ from ... import (
     AsyncEngine,
     BeamSearchOutput,
     BeamSearchParams,
+    LoRARequest,
     RequestOutput,
     SamplingParams,
 )
+from .adapters import Adapters
 from .errors import ApiError
 from .metrics import Metrics
 from .options import ServerOptions
@@ -31,6 +34,21 @@ CACHE_OPTIONS = {
 """Labels of `cache_config_info`, and the engine options they tell."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a request named."""
+
+    name: str
+    """Answers bear it."""
+    lora_request: LoRARequest | None = None
+    """The adapter; None is the model alone."""
+
+
+def names_of(model: str | None, options: ServerOptions) -> tuple[str, ...]:
+    """The names a model is called by; answers bear the first. None is the demo model."""
+    return tuple(options.served_model_name or (model or DEMO,))
+
+
 class Service:
     """One engine with the options it is served under. Everything is used on one event loop."""
 
@@ -40,8 +58,9 @@ class Service:
         self.options = options
         self.root = model or DEMO
         """Where the model comes from."""
-        self.model_names: tuple[str, ...] = tuple(options.served_model_name or (self.root,))
+        self.model_names = names_of(model, options)
         """The names it is called by; answers bear the first."""
+        self.adapters = Adapters(engine, self.model_names, options.lora_dir or ())
         self.created = int(time.time())
         known = {label: getattr(engine.options, name) for label, name in CACHE_OPTIONS.items()}
         info = {label: str(value) for label, value in known.items() if value is not None}
@@ -49,22 +68,33 @@ class Service:
         self._in_flight = 0
         self._most_running = 0
 
-    def check_model(self, name: str | None) -> str:
-        """The name to answer with. Raises ApiError if `name` is given and is not the model's."""
+    def find_model(self, name: str | None) -> ServedModel:
+        """The model or adapter of that name; None is the model. Raises ApiError where none is."""
         if name is None or name in self.model_names:
-            return self.model_names[0]
-        message = f"The model `{name}` does not exist. Served here: {', '.join(self.model_names)}."
+            return ServedModel(self.model_names[0])
+        if adapter := self.adapters.get(name):
+            return ServedModel(name, adapter.request)
+        names = [*self.model_names, *(one.request.lora_name for one in self.adapters)]
+        message = f"The model `{name}` does not exist. Served here: {', '.join(names)}."
         raise ApiError(404, message, param="model")
 
     def generate(
-        self, prompt: Any, params: SamplingParams, request_id: str, *, priority: int = 0
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The engine's `generate`, within the bounds of the queue, measured.
 
         Raises, from the first step of the generator on, what the engine does, and ApiError where
-        too many wait.
+        too many wait or the adapter was replaced at this moment.
         """
-        outputs = self.engine.generate(prompt, params, request_id, priority=priority)
+        outputs = self.engine.generate(
+            prompt, params, request_id, priority=priority, lora_request=lora_request
+        )
         return self._measured(outputs, params, request_id)
 
     def chat(
@@ -74,21 +104,34 @@ class Service:
         request_id: str,
         *,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
         **template: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The engine's `chat`; otherwise as `generate`."""
-        outputs = self.engine.chat(messages, params, request_id, priority=priority, **template)
+        outputs = self.engine.chat(
+            messages,
+            params,
+            request_id,
+            priority=priority,
+            lora_request=lora_request,
+            **template,
+        )
         return self._measured(outputs, params, request_id)
 
     async def beam_search(
-        self, prompt: Any, params: BeamSearchParams, request_id: str
+        self,
+        prompt: Any,
+        params: BeamSearchParams,
+        request_id: str,
+        *,
+        lora_request: LoRARequest | None = None,
     ) -> BeamSearchOutput:
         """The engine's `beam_search`; raises as `generate` does."""
         self._log(request_id, params)
-        with self._admitted(params.beam_width):
+        with self._admitted(params.beam_width), self.adapters.used():
             watch = Watch(self.metrics, params.beam_width)
             with watch.outcome():
-                output = await self.engine.beam_search(prompt, params)
+                output = await self.engine.beam_search(prompt, params, lora_request)
                 watch.see(output)
             return output
 
@@ -108,7 +151,7 @@ class Service:
         request_id: str,
     ) -> AsyncGenerator[RequestOutput, None]:
         self._log(request_id, params)
-        with self._admitted(params.n):
+        with self._admitted(params.n), self.adapters.used():
             watch = Watch(self.metrics, params.n)
             watch.asked(params)
             with watch.outcome():

@@ -13,7 +13,7 @@ from .service import Service
 
 async def tokenize(service: Service, request: TokenizeRequest) -> dict[str, Any]:
     """Answers `/tokenize`. Raises ApiError, or what the chat template does."""
-    service.check_model(request.model)
+    service.find_model(request.model)
     tokens = await _tokens(service, request)
     strings = None
     if request.return_token_strs:
@@ -28,7 +28,7 @@ async def tokenize(service: Service, request: TokenizeRequest) -> dict[str, Any]
 
 async def detokenize(service: Service, request: DetokenizeRequest) -> dict[str, Any]:
     """Answers `/detokenize`. Raises ApiError."""
-    service.check_model(request.model)
+    service.find_model(request.model)
     size = len(tokenizer_of(service))
     outside = next((token for token in request.tokens if token >= size), None)
     if outside is not None:

@@ -34,30 +34,35 @@ if TYPE_CHECKING:
     from .engine.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
     from .engine.stats import EngineStats
     from .engine.structured_outputs import StructuredOutputsParams
+    from .lora.errors import AdapterError
+    from .lora.request import LoRARequest
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AsyncEngine": "async_engine",
-    "BeamSearchOutput": "outputs",
-    "BeamSearchParams": "sampling_params",
-    "CompletionOutput": "outputs",
-    "Engine": "engine",
-    "EngineOptions": "options",
-    "EngineStats": "stats",
-    "LLM": "engine",
-    "Logprob": "outputs",
-    "ModelInfo": "inspect",
-    "RequestOutput": "outputs",
-    "RequestOutputKind": "sampling_params",
-    "SamplingParams": "sampling_params",
-    "StructuredOutputsParams": "structured_outputs",
-    "load_chat_template": "chat",
-    "model_info": "inspect",
+    "AdapterError": "lora.errors",
+    "AsyncEngine": "engine.async_engine",
+    "BeamSearchOutput": "engine.outputs",
+    "BeamSearchParams": "engine.sampling_params",
+    "CompletionOutput": "engine.outputs",
+    "Engine": "engine.engine",
+    "EngineOptions": "engine.options",
+    "EngineStats": "engine.stats",
+    "LLM": "engine.engine",
+    "LoRARequest": "lora.request",
+    "Logprob": "engine.outputs",
+    "ModelInfo": "engine.inspect",
+    "RequestOutput": "engine.outputs",
+    "RequestOutputKind": "engine.sampling_params",
+    "SamplingParams": "engine.sampling_params",
+    "StructuredOutputsParams": "engine.structured_outputs",
+    "load_chat_template": "engine.chat",
+    "model_info": "engine.inspect",
 }
 
 __all__ = [
     "LLM",
+    "AdapterError",
     "AsyncEngine",
     "BeamSearchOutput",
     "BeamSearchParams",
@@ -68,6 +73,7 @@ __all__ = [
     "EngineClosedError",
     "EngineOptions",
     "EngineStats",
+    "LoRARequest",
     "Logprob",
     "MemoryBudgetError",
     "ModelConfigError",
@@ -89,7 +95,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'quire' has no attribute {name!r}")
-    module = importlib.import_module(f".engine.{_HOMES[name]}", __name__)
+    module = importlib.import_module(f".{_HOMES[name]}", __name__)
     value = getattr(module, "Engine" if name == "LLM" else name)
     globals()[name] = value
     return value

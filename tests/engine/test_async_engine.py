@@ -287,8 +287,8 @@ def test_mistakes_are_told_and_the_engine_serves_on(
 
 def test_other_mistakes(served: AsyncEngine) -> None:
     adapter: Any = object()
-    with pytest.raises(OptionError, match="lora_request"):
-        served.generate("a", lora_request=adapter)
+    with pytest.raises(OptionError, match="enable_lora=True"):
+        run(collect(served.generate("a", lora_request=adapter)))
     with pytest.raises(ChatTemplateError):
         run(collect(served.chat([{"role": "user", "content": "a"}], chat_template="/none")))
 
@@ -415,7 +415,7 @@ def test_an_error_reaches_everybody(doomed: AsyncEngine, monkeypatch: pytest.Mon
             await anext(generator)
         assert not doomed.errored
 
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise failure
 
         monkeypatch.setattr(doomed._engine._running.runner, "run", fail)
@@ -445,7 +445,7 @@ def test_what_is_asked_during_the_last_step_fails_too(
 ) -> None:
     begun, released = threading.Event(), threading.Event()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         begun.set()
         assert released.wait(20)
         raise RuntimeError("the device is gone")

@@ -146,6 +146,24 @@ def test_reset_forgets_hashes_and_keeps_pages_in_use():
     assert pool.reset_prefix_cache()
 
 
+def test_the_pages_of_an_owner_are_forgotten():
+    pool = PagePool(8, 4)
+    pages = allocate(pool, 5)
+    for number, (page, owner) in enumerate(zip(pages, ("a", "a", "b", ""), strict=False)):
+        pool.register(page, digest(number), owner)
+    pool.free(pages[1:])
+    pool.forget("a")
+    pool.forget("unknown")
+    assert [pool.match([digest(number)]) for number in range(4)] == [[], [], [pages[2]], [pages[3]]]
+    pool.check_integrity([pages[:1]])
+    pool.free(pages[:1])
+    assert pool.num_free == 7
+    assert len(pool._cached) == 2
+    allocate(pool, 7)
+    pool.check_integrity()
+    assert not pool._owned
+
+
 def test_freeing_twice_is_an_error():
     pool = PagePool(4, 4)
     pages = allocate(pool, 1)
@@ -163,12 +181,14 @@ def test_freeing_twice_is_an_error():
         (lambda pool: pool._references.__setitem__(1, -1), "negative reference counts"),
         (lambda pool: pool._references.__setitem__(1, 2), r"do not add up: \[\(1, 2, 1\)\]"),
         (lambda pool: pool._by_hash.clear(), "known in one table only"),
+        (lambda pool: pool._owned.clear(), "owned in one table only"),
+        (lambda pool: pool._hashes.__setitem__(1, pool._by_hash.clear()), "owned without a hash"),
     ],
 )
 def test_check_integrity_sees_damage(damage: Callable[[PagePool], object], message: str):
     pool = PagePool(4, 4)
     held = allocate(pool, 1)
-    pool.register(held[0], digest(0))
+    pool.register(held[0], digest(0), "owner")
     pool.check_integrity([held])
     damage(pool)
     with pytest.raises(AssertionError, match=message):
@@ -205,6 +225,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.holders: list[list[int]] = []
         self.named: dict[int, bytes] = {}
         self.cached: list[int] = []
+        self.owners: dict[int, str] = {}  # also of pages that have lost their name since
 
     def unused(self) -> set[int]:
         return set(range(1, 9)) - {page for pages in self.holders for page in pages}
@@ -238,13 +259,21 @@ class PoolMachine(RuleBasedStateMachine):
                     self.cached.append(page)
 
     @precondition(lambda self: any(self.holders))
-    @rule(data=st.data(), number=st.integers(0, 5))
-    def register(self, data: st.DataObject, number: int) -> None:
+    @rule(data=st.data(), number=st.integers(0, 5), owner=st.sampled_from(("", "a", "b")))
+    def register(self, data: st.DataObject, number: int, owner: str) -> None:
         page = data.draw(st.sampled_from([page for pages in self.holders for page in pages]))
         if page not in self.named:
-            self.pool.register(page, digest(number))
+            self.pool.register(page, digest(number), owner)
             if digest(number) not in self.named.values():
                 self.named[page] = digest(number)
+                self.owners[page] = owner
+
+    @rule(owner=st.sampled_from(("a", "b")))
+    def forget(self, owner: str) -> None:
+        self.pool.forget(owner)
+        for page in [page for page in self.named if self.owners[page] == owner]:
+            del self.named[page]
+        self.cached = [page for page in self.cached if page in self.named]
 
     @rule(numbers=st.lists(st.integers(0, 5), unique=True))
     def match_and_acquire(self, numbers: list[int]) -> None:

@@ -5,18 +5,24 @@ from typing import Any
 
 import pytest
 
+from quire.engine.adapter_slots import AdapterSlots
 from quire.engine.page_pool import PagePool
 from quire.engine.request import FinishReason, Request, Sequence
 from quire.engine.scheduler import Schedule, Scheduler, SchedulerConfig
 
 
-def make(num_pages: int = 100, page_size: int = 4, **options: Any) -> Scheduler:
+def make(num_pages: int = 100, page_size: int = 4, slots: int = 0, **options: Any) -> Scheduler:
     limits: dict[str, Any] = {
         "max_num_seqs": 8,
         "max_num_batched_tokens": 64,
         "max_model_len": 200,
     } | options
-    return Scheduler(SchedulerConfig(**limits), PagePool(num_pages, page_size))
+    pool = PagePool(num_pages, page_size)
+    return Scheduler(SchedulerConfig(**limits), pool, AdapterSlots(slots))
+
+
+def adapter(digest: str) -> Any:
+    return types.SimpleNamespace(digest=digest) if digest else None
 
 
 def request(
@@ -144,6 +150,39 @@ def test_a_page_is_not_found_before_its_last_token_is_computed():
     step(scheduler)
     assert writer.registered == 1
     assert reader.cached == 4
+
+
+def test_adapters_separate():
+    """By digest, not by name; and no salt passes for a digest."""
+    scheduler = make(slots=4)
+    for arrival, digest in enumerate(("", "a", "b")):
+        sequence = add(scheduler, arrival, list(range(10)), adapter=adapter(digest))
+        run_alone(scheduler, sequence, [50])
+        assert sequence.cached == 0
+    salted = add(scheduler, 3, list(range(10)), salt=b"a")
+    run_alone(scheduler, salted, [50])
+    found = [
+        add(scheduler, 4, list(range(10)), adapter=adapter("a")),
+        add(scheduler, 5, list(range(10)), adapter=adapter("a"), salt=b"b"),
+        add(scheduler, 6, list(range(10)), adapter=adapter("ab")),
+    ]
+    step(scheduler)
+    assert [salted.cached, *(sequence.cached for sequence in found)] == [0, 8, 0, 0]
+
+
+def test_the_pages_of_a_forgotten_adapter_are_not_found():
+    scheduler = make(slots=1)
+    run_alone(scheduler, add(scheduler, 0, list(range(10)), adapter=adapter("a")), [50])
+    running = add(scheduler, 1, list(range(14)), adapter=adapter("a"))
+    step(scheduler)
+    assert running.cached == 8
+    scheduler._pool.forget("a")
+    for token in range(3):
+        scheduler.on_token(running, token)
+        step(scheduler)
+    late = add(scheduler, 2, list(range(14)), adapter=adapter("a"))
+    step(scheduler)
+    assert late.cached == 0
 
 
 def test_salts_separate():

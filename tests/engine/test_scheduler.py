@@ -267,7 +267,7 @@ def test_admission_leaves_one_page_in_a_hundred():
     add(scheduler, 0, 998, 4)
     add(scheduler, 1, 147 * 4, 4)
     assert len(step(scheduler).chunks) == 1
-    scheduler.abort(scheduler._waiting[0].request)
+    scheduler.abort(next(iter(scheduler._waiting)).request)
     add(scheduler, 2, 146 * 4, 4)
     assert len(step(scheduler).chunks) == 2
 
@@ -386,7 +386,7 @@ def test_a_sequence_may_preempt_itself():
         (lambda s, a, b: setattr(a, "finish_reason", FinishReason.STOP), "finished sequence runs"),
         (lambda s, a, b: setattr(b, "finish_reason", FinishReason.STOP), "finished sequence waits"),
         (lambda s, a, b: setattr(b, "computed", 1), "waiting sequence holds pages"),
-        (lambda s, a, b: s._waiting.reverse(), "out of order"),
+        (lambda s, a, b: s._waiting._lines[""].reverse(), "out of order"),
     ],
 )
 def test_check_integrity_sees_damage(damage: Callable[..., object], message: str):

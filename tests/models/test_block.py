@@ -10,7 +10,7 @@ from flax import nnx
 
 from quire.models import block, hopper
 from quire.models.layers import RMSNorm
-from quire.pallas_kernels import block_reference, hopper_gated_matmul, row_norm
+from quire.pallas_kernels import block_reference, hopper_matmul, row_norm
 
 
 def noise(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
@@ -46,7 +46,7 @@ def test_add_norm_agrees_with_the_twin() -> None:
     norm.weight.set_value(noise(2, 8))
     x, y = noise(0, 3, 8), noise(1, 3, 8)
     for got, want in zip(
-        block.add_norm(norm, x, y),
+        block.add_norm(norm, x, block.Sum(y)),
         block_reference.add_rms_norm(x, y, norm.weight[...], 1e-5),
         strict=True,
     ):
@@ -62,12 +62,12 @@ def test_kernels_take_over_by_type_and_rows(monkeypatch: pytest.MonkeyPatch) -> 
         return x
 
     monkeypatch.setattr(row_norm, "add_rms_norm", kernel)
-    monkeypatch.setattr(hopper_gated_matmul, "gated_matmul", kernel)
+    monkeypatch.setattr(hopper_matmul, "gated_matmul", kernel)
     norm = RMSNorm(512, 1e-5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     w = jnp.zeros((2, 1024, 512), jnp.bfloat16)
     for rows in (1, 64, 1024):
         x = jnp.zeros((rows, 512), jnp.bfloat16)
-        block.add_norm(norm, x, x)
+        block.add_norm(norm, x, block.Sum(x))
         block.gated_matmul(x, w, None, "silu")
         block.gated_matmul(x, w, None, "relu")
         block.gated_matmul(x.astype(jnp.float32), w, None, "silu")

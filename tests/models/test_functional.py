@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from quire.models import functional
+from quire.models.block import Sum
 from quire.models.llama import Llama, LlamaConfig, LlamaLayer
 from quire.models.opt import OPT, OPTConfig, OPTLayer
 
@@ -89,11 +90,11 @@ def test_layers_with_another_window_are_another_program() -> None:
         LlamaLayer(CONFIG, window, dtype=jnp.float32, rngs=nnx.Rngs(0)) for window in (None, 2)
     )
     x, rotary = jnp.ones((4, 8)), CONFIG.rope.cos_sin(jnp.arange(4))
-    stream = (jnp.zeros_like(x), x * jnp.arange(4.0)[:, None])
+    stream = (jnp.zeros_like(x), Sum(x * jnp.arange(4.0)[:, None]))
     streams = [
         functional.run_layer(layer, stream, None, rotary, None)[0] for layer in (plain, windowed)
     ]
-    outputs = [x + y for x, y in streams]
+    outputs = [x + total.y for x, total in streams]
     np.testing.assert_allclose(outputs[0][:2], outputs[1][:2], rtol=1e-6)
     assert np.abs(outputs[0][3] - outputs[1][3]).max() > 1e-6
 

@@ -1,19 +1,24 @@
-"""One server for the tests that talk to one, and a stand-in for the engine for the others."""
+"""Servers for the tests that talk to one, and a stand-in for the engine for the others."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import openai
 import pytest
 from tests.live_server import SMALL, TOOLS, live_server
+from tests.lora_folders import lora_folder
+from tests.test_seeds import DEMO
 
 from quire import (
+    AdapterError,
     AsyncEngine,
     CompletionOutput,
     EngineClosedError,
     EngineOptions,
     EngineStats,
+    LoRARequest,
     RequestOutput,
     SamplingParams,
 )
@@ -28,6 +33,28 @@ def server() -> Iterator[str]:
         yield address
 
 
+class AdapterServer(NamedTuple):
+    """A server with the demo model and the adapter `sql`, whose clients may load others."""
+
+    address: str
+    sql: Path
+    """The folder of `sql`."""
+    folder: Path
+    """Where clients may load from."""
+
+
+@pytest.fixture(scope="session")
+def adapter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterServer]:
+    """Computes in float32, so that answers do not depend on what else is computed."""
+    folder = tmp_path_factory.mktemp("adapters")
+    sql = lora_folder(folder / "sql", DEMO)
+    roots = ["--lora-dir", str(folder)]
+    flags = ["--enable-lora", "--lora-modules", f"sql={sql}", *roots, "--dtype", "float32"]
+    allowed = {"QUIRE_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    with live_server(*SMALL, *flags, environment=allowed) as address:
+        yield AdapterServer(address, sql, folder)
+
+
 @pytest.fixture
 def client(server: str) -> Iterator[openai.OpenAI]:
     """OpenAI's client, which asks the server once."""
@@ -38,8 +65,8 @@ def client(server: str) -> Iterator[openai.OpenAI]:
 class StandIn:
     """Has of an `AsyncEngine` what the service needs. Outputs come when `step` is called."""
 
-    def __init__(self, num_pages: int = 10) -> None:
-        self.options = EngineOptions()
+    def __init__(self, num_pages: int = 10, *, enable_lora: bool = False) -> None:
+        self.options = EngineOptions(enable_lora=enable_lora)
         self.max_model_len = 64
         self.is_running = True
         self.queues: list[asyncio.Queue[RequestOutput | Exception]] = []
@@ -47,6 +74,9 @@ class StandIn:
         self.running = 0
         """How many of these are said to run; the others wait."""
         self.num_pages = num_pages
+        self.adapters: dict[int, LoRARequest] = {}
+        self.loads: list[str] = []
+        """The paths that were read."""
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -66,7 +96,13 @@ class StandIn:
         )
 
     async def generate(
-        self, prompt: Any, params: SamplingParams, request_id: str, *, priority: int = 0
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         queue: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
         self.queues.append(queue)
@@ -79,6 +115,17 @@ class StandIn:
                     return
         finally:
             self.queues.remove(queue)
+
+    async def add_lora(self, request: LoRARequest) -> bool:
+        self.loads.append(request.lora_path)
+        await asyncio.sleep(0.01)
+        if "bad" in request.lora_path:
+            raise AdapterError(f"lora_path={request.lora_path!r} holds no adapter.")
+        self.adapters[request.lora_int_id] = request
+        return True
+
+    async def remove_lora(self, lora_int_id: int) -> bool:
+        return self.adapters.pop(lora_int_id, None) is not None
 
     @property
     def errored(self) -> bool:

@@ -11,7 +11,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from quire import AsyncEngine, BeamSearchOutput, BeamSearchParams, QuireError, RequestOutput
+from quire import (
+    AsyncEngine,
+    BeamSearchOutput,
+    BeamSearchParams,
+    LoRARequest,
+    QuireError,
+    RequestOutput,
+)
 from quire.entrypoints.openai.chat import create_chat_completion
 from quire.entrypoints.openai.completions import create_completion
 from quire.entrypoints.openai.errors import ApiError, as_api_error, error_body
@@ -22,6 +29,7 @@ from quire.entrypoints.openai.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from quire.entrypoints.openai.service import ServedModel
 from quire.entrypoints.openai.tokenization import detokenize, tokenize
 
 PARIS = "The capital of France is"
@@ -55,18 +63,29 @@ class DemoService:
         self.engine = engine
         self.options = options
 
-    def check_model(self, name: str | None) -> str:
+    def find_model(self, name: str | None) -> ServedModel:
         if name not in (None, "demo"):
             raise ApiError(404, f"The model `{name}` does not exist.", param="model")
-        return "demo"
+        return ServedModel("demo")
 
     def generate(
-        self, prompt: Any, params: Any, request_id: str, *, priority: int = 0
+        self,
+        prompt: Any,
+        params: Any,
+        request_id: str,
+        *,
+        priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         return self.engine.generate(prompt, params, request_id, priority=priority)
 
     async def beam_search(
-        self, prompt: Any, params: BeamSearchParams, request_id: str
+        self,
+        prompt: Any,
+        params: BeamSearchParams,
+        request_id: str,
+        *,
+        lora_request: LoRARequest | None = None,
     ) -> BeamSearchOutput:
         return await self.engine.beam_search(prompt, params)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from quire import OptionError
 from quire.entrypoints.cli import main
 from quire.entrypoints.openai import options
+from quire.entrypoints.openai.lora_modules import LoRAModule
 from quire.entrypoints.openai.options import ServerOptions
 
 
@@ -111,8 +113,59 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
         ({"QUIRE_ALLOW_RUNTIME_LORA_UPDATING": "1"}, "QUIRE_ALLOW_RUNTIME_LORA_UPDATING"),
     ],
 )
-def test_adapters_asked_for_are_noticed(environment: dict[str, str], variable: str | None) -> None:
-    assert options.adapters_asked_for(environment) == variable
+def test_the_variable_for_adapters(environment: dict[str, str], variable: str | None) -> None:
+    assert options.adapters_variable(environment) == variable
+
+
+def test_a_variable_that_is_neither_true_nor_false_is_refused() -> None:
+    name = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+    with pytest.raises(OptionError, match=f"{name}='yes' is not allowed. Set 1, true, 0 or false"):
+        options.adapters_variable({name: "yes"})
+
+
+def test_adapters_of_all_forms() -> None:
+    one = '{"name": "b", "path": "/x=y", "base_model_name": "base"}'
+    several = (
+        '[{"name": "c", "path": "org/c"}, {"name": "d", "path": "d", "base_model_name": null}]'
+    )
+    argv = ["--lora-modules", "a=/a,b=c", one, "--lora-modules", several]
+    assert read(*argv)[0].adapters == [
+        LoRAModule("a", "/a,b=c"),
+        LoRAModule("b", "/x=y", "base"),
+        LoRAModule("c", "org/c"),
+        LoRAModule("d", "d"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sql", "lora_modules='sql' has no text as path. Write name=path, or JSON"),
+        ("=/folder", "has no text as name"),
+        ('{"name": "a"}', "has no text as path"),
+        ('{"name": 1, "path": "p"}', "has no text as name"),
+        ('{"name": "a", "path": "p", "rank": 8}', "has rank. Write"),
+        ('{"name": "a"', "is not JSON"),
+        ("[7]", "holds 7, which is no object"),
+        ('[{"name": "a", "path": "p"}, {"name": "a", "path": "q"}]', "names 'a' twice"),
+    ],
+)
+def test_adapters_of_no_form_are_refused(text: str, message: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(message)):
+        ServerOptions(lora_modules=[text])
+
+
+def test_adapters_that_do_not_go_with_the_rest_are_refused(tmp_path: Path) -> None:
+    given = ServerOptions(lora_modules=["a=/a"])
+    given.check_adapters(["m"], enabled=True)
+    with pytest.raises(OptionError, match="lora_modules needs --enable-lora"):
+        given.check_adapters(["m"], enabled=False)
+    with pytest.raises(OptionError, match="'a', as the model is called, too"):
+        given.check_adapters(["m", "a"], enabled=True)
+    with pytest.raises(OptionError, match="lora_dir needs --enable-lora"):
+        ServerOptions(lora_dir=[str(tmp_path)]).check_adapters(["m"], enabled=False)
+    with pytest.raises(OptionError, match="is no folder"):
+        ServerOptions(lora_dir=[str(tmp_path / "no")])
 
 
 def test_parsers_are_loaded(tmp_path: Path) -> None:

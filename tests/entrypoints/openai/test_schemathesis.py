@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
+from .conftest import AdapterServer
+
 pytestmark = pytest.mark.slow
 
 EXAMPLES = 60
@@ -25,19 +27,33 @@ OPERATIONS = {
     "POST /v1/chat/completions",
     "POST /v1/completions",
 }
+OF_ADAPTERS = {"POST /v1/load_lora_adapter", "POST /v1/unload_lora_adapter"}
 
 
 @pytest.fixture(scope="module")
 def operations(server: str) -> dict[str, Any]:
     """What the server describes, by method and path."""
-    schema: Any = schemathesis.openapi.from_url(f"{server}/openapi.json")
+    return described(server)
+
+
+@pytest.fixture(scope="module")
+def with_adapters(adapter_server: AdapterServer) -> dict[str, Any]:
+    """What a server describes whose clients may load adapters."""
+    return described(adapter_server.address)
+
+
+def described(address: str) -> dict[str, Any]:
+    schema: Any = schemathesis.openapi.from_url(f"{address}/openapi.json")
     results = schema.get_all_operations()
     found = [result.ok() for result in results]
     return {f"{one.method.upper()} {one.path}": one for one in found}
 
 
-def test_every_operation_is_tried(operations: dict[str, Any]) -> None:
+def test_every_operation_is_tried(
+    operations: dict[str, Any], with_adapters: dict[str, Any]
+) -> None:
     assert operations.keys() == OPERATIONS
+    assert with_adapters.keys() == OPERATIONS | OF_ADAPTERS
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
@@ -48,6 +64,19 @@ def test_nothing_is_a_fault_of_the_server(
     operation = operations[name]
     if mode is GenerationMode.NEGATIVE and not operation.body:
         pytest.skip("it takes nothing that could be wrong")
+    try_out(operation, mode)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
+@pytest.mark.parametrize("name", sorted(OF_ADAPTERS))
+def test_no_adapter_is_a_fault_of_the_server(
+    with_adapters: dict[str, Any], name: str, mode: GenerationMode
+) -> None:
+    try_out(with_adapters[name], mode)
+
+
+def try_out(operation: Any, mode: GenerationMode) -> None:
+    """Sends what fits the description, or nearly does."""
 
     @seed(0)
     @settings(

@@ -1,0 +1,503 @@
+"""Products with weights, as Mosaic kernels for Hopper GPUs.
+
+`block_reference` defines them. `gated_matmul`: a tile takes 64 tokens a warpgroup and as many
+columns of the gate as of the other half, so that the two meet in the registers of one thread and
+only their product is written. Updates of low rank are more steps of the same sums. `joint_matmul`:
+few tokens meet two matrices, and tiles of the second, which is small, fill SMs that the first
+leaves idle.
+
+A thread block lives as long as the kernel: one of its warps streams x and W through a ring in
+shared memory, across the borders of tiles, and the other warpgroups multiply.
+
+Of many tokens, L2 could not deliver all that the tiles of 132 thread blocks read. Two blocks
+therefore make a cluster and share what both need: each reads half of it and sends that to both.
+For few tokens nothing counts but the time that W takes to come from memory, so tiles are chosen
+such that whole waves of them fill the GPU. Then x is what L2 has to deliver beside W: two blocks
+that share a tile twice as wide, each over half of E, read half of x each, and exchange sums.
+Letters as in `block_reference`, and O, M columns of a joint product.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from .matmul_tiles import (
+    LINE,
+    ROWS,
+    GatedPlan,
+    JointPlan,
+    Plan,
+    Tuning,
+    gated_plan,
+    joint_plan,
+    padded,
+)
+
+_FEWEST = 9
+"""Tokens. Below it XLA's own kernels are as fast."""
+_MOST_JOINT = 2 * ROWS
+"""Tokens of a joint product. Above it XLA's kernels have enough to do with W alone."""
+_COPIER_REGISTERS = 24
+_REGISTERS = {2: 240, 3: 160}
+"""Of a thread that multiplies, by the warpgroups that do; one alone has enough anyway."""
+
+
+def fits(tokens: int, out: int, width: int, dtype: Any, *, low: int = 0) -> bool:
+    """Whether a gated product of [tokens, width] and [2, out, width] can run here, and pays.
+
+    Args:
+        low: K of the update, 0 without one.
+    """
+    if tokens < _FEWEST or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return False
+    return gated_plan(tokens, out, width, low) is not None
+
+
+def joint_fits(tokens: int, out: int, low: int, width: int, dtype: Any) -> bool:
+    """Whether products of [tokens, width] with [out, width] and [low, width] run here, and pay."""
+    few = _FEWEST <= tokens <= _MOST_JOINT
+    if not few or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return False
+    plan = joint_plan(tokens, out, width, low)
+    return plan is not None and plan.pays
+
+
+def gated_matmul(
+    x: Float[Array, "T E"],
+    w: Float[Array, "2 F E"],
+    h: Float[Array, "T 2 K"] | None = None,
+    b: Float[Array, "2 F K"] | None = None,
+    *,
+    activation: str,
+    tuning: Tuning | None = None,
+    interpret: bool = False,
+) -> Float[Array, "T F"]:
+    """`block_reference.gated_matmul` for shapes that `fits` takes. Needs jax 0.11.2.
+
+    Of any T it is right, but T that are no multiple of 8 cost a copy of x, h and the result, and
+    K above 64 that are no multiple of 64 one of h and b.
+
+    Args:
+        h, b: both or none; K a multiple of 8.
+        interpret: run on any device, slowly, without clusters.
+    """
+    (tokens, width), (_, out, _) = x.shape, w.shape
+    update = () if h is None or b is None else (h, b)
+    low = update[0].shape[-1] if update else 0
+    if tuning is None:
+        best = gated_plan(tokens, out, width, low)
+        assert best is not None, "ask fits first"
+        tuning = best.tuning
+    plan = GatedPlan(padded(tokens), out, width, low, _without_clusters(tuning, interpret))
+    unit = LINE if low > LINE else 1
+    if interpret:  # TMA reads zeros behind an end and writes nothing there; the interpreter fails
+        plan = dataclasses.replace(plan, tokens=pl.cdiv(tokens, plan.rows) * plan.rows)
+        unit = tuning.depth
+    assert plan.fits, plan
+
+    if update:
+        behind = -low % unit
+        h, b = (jnp.pad(a, [(0, 0), (0, 0), (0, behind)]) if behind else a for a in update)
+        update = _rows(h, plan.tokens), b
+        plan = dataclasses.replace(plan, low=low + behind)
+    block = functools.partial(_Gated, plan, activation=activation)
+    result = jax.ShapeDtypeStruct((plan.tokens, out), x.dtype)
+    run = _kernel("gated_matmul", plan, block, result, interpret)
+    return run(_rows(x, plan.tokens), w, *update)[:tokens]
+
+
+def joint_matmul(
+    x: Float[Array, "T E"],
+    w: Float[Array, "O E"],
+    a: Float[Array, "M E"],
+    *,
+    tuning: Tuning | None = None,
+    interpret: bool = False,
+) -> tuple[Float[Array, "T O"], Float[Array, "T M"]]:
+    """`block_reference.joint_matmul` for shapes that `joint_fits` takes. Needs jax 0.11.2.
+
+    Args:
+        interpret: run on any device, slowly, without clusters.
+    """
+    (tokens, width), (out, _), (low, _) = x.shape, w.shape, a.shape
+    if tuning is None:
+        best = joint_plan(tokens, out, width, low)
+        assert best is not None, "ask joint_fits first"
+        tuning = best.tuning
+    plan = JointPlan(padded(tokens), out, width, low, _without_clusters(tuning, interpret))
+    if interpret:  # as above
+        out, low = (pl.cdiv(n, tuning.columns) * tuning.columns for n in (out, low))
+        plan = dataclasses.replace(plan, tokens=plan.rows, out=out, low=low)
+    assert plan.fits, plan
+    results = [jax.ShapeDtypeStruct((plan.tokens, n), x.dtype) for n in (plan.out, plan.low)]
+    run = _kernel("joint_matmul", plan, functools.partial(_Joint, plan), results, interpret)
+    y, h = run(_rows(x, plan.tokens), _rows(w, plan.out), _rows(a, plan.low))
+    return y[:tokens, : w.shape[0]], h[:tokens, : a.shape[0]]
+
+
+def _without_clusters(tuning: Tuning, interpret: bool) -> Tuning:
+    return tuning._replace(share=None) if interpret else tuning
+
+
+def _rows(x: Array, count: int) -> Array:
+    """x with `count` rows, zeros behind its own."""
+    behind = [(0, count - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, behind) if count > x.shape[0] else x
+
+
+def _kernel(
+    name: str, plan: Plan, block: Callable[..., "_ThreadBlock"], out_type: Any, interpret: bool
+) -> Callable[..., Any]:
+    """`block` makes a thread block of Mosaic's module, scratch, and the inputs and outputs."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu  # slow to import, and new in jax 0.11
+
+    dtype = jax.tree.leaves(out_type)[0].dtype
+
+    def kernel(*refs: Any) -> None:
+        block(plgpu, refs[-1], refs[:-1]).run()
+
+    return plgpu.kernel(
+        kernel,
+        out_type=out_type,
+        scratch_types=[_scratch(plgpu, plan, dtype)],
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        grid=(plan.clusters,),
+        grid_names=("cluster",),
+        cluster=(plan.cluster,),
+        cluster_names=("block",),
+        num_threads=plan.tuning.groups + 1,
+        thread_name="warpgroup",
+        interpret=plgpu.InterpretGPUParams(detect_races=True) if interpret else None,
+        kernel_name=name,
+    )
+
+
+class _Scratch(NamedTuple):
+    x: Any
+    w: Any
+    """Of a gated product rows of the gate, then as many of the other half."""
+    full: Any
+    free: Any
+    out: Any
+    sums: Any
+    """What the other block of the cluster has added up of the columns that this one writes."""
+    summed: Any
+
+
+def _scratch(plgpu: Any, plan: Plan, dtype: Any) -> _Scratch:
+    def tiled(*shape: int, dtype: Any = dtype) -> Any:
+        size = jnp.dtype(dtype).itemsize
+        minor = math.gcd(shape[-1], 128 // size)  # copies stop at multiples of it
+        transforms = [plgpu.TilingTransform((8, minor))]
+        if minor * size > 16:
+            transforms.append(plgpu.SwizzleTransform(size * minor))
+        return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+    groups, depth, stages = plan.tuning.groups, plan.tuning.depth, plan.stages
+    free = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
+    if plan.shares_copies:
+        axes = ("block",)
+        free = plgpu.ClusterBarrier(collective_axes=axes, num_arrivals=groups, num_barriers=stages)
+    summing = plan.splits > 1
+    return _Scratch(
+        x=tiled(stages, plan.rows, depth),
+        w=tiled(stages, plan.weights, depth),
+        full=plgpu.Barrier(num_arrivals=plan.copies, num_barriers=stages),
+        free=free,
+        out=tiled(plan.rows, plan.slice),
+        sums=tiled(plan.rows, plan.slice, dtype=jnp.float32) if summing else None,
+        summed=plgpu.Barrier(num_arrivals=groups) if summing else None,
+    )
+
+
+class _Tile(NamedTuple):
+    row: Array
+    """Its first token."""
+    column: Array
+    before: Array
+    """Steps of the thread block before this tile's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _ThreadBlock:
+    """What both products have in common: the ring and the sums."""
+
+    plan: Plan
+    gpu: Any
+    """The module of Mosaic."""
+    scratch: _Scratch
+    refs: tuple[jax.Ref, ...]
+    """Inputs, in the order of the function, and results."""
+
+    def load(self, tile: _Tile) -> None:
+        """Fills `all_steps` stages of the ring."""
+        raise NotImplementedError
+
+    def finish(self, rows: Any, tile: _Tile, accs: list[Array]) -> None:
+        """Makes results of the sums of `rows`, those of one warpgroup within the tile."""
+        raise NotImplementedError
+
+    def update(self, rows: Any, before: Array, accs: tuple[Any, ...]) -> None:
+        """Adds to the sums what comes after the steps over E."""
+
+    def run(self) -> None:
+        warpgroup, groups = lax.axis_index("warpgroup"), self.plan.tuning.groups
+
+        @pl.when(warpgroup == groups)
+        def _() -> None:
+            if groups > 1:
+                self.gpu.set_max_registers(_COPIER_REGISTERS, action="decrease")
+            # one warp, since every thread of a copying group signals each copy
+            self.gpu.warp_map(lambda warp: pl.when(warp == 0)(self.copy))
+
+        @pl.when(warpgroup < groups)
+        def _() -> None:
+            if groups > 1:
+                self.gpu.set_max_registers(_REGISTERS[groups], action="increase")
+            for slot in range(self.plan.stages):
+                self.gpu.barrier_arrive(self.scratch.free.at[slot])
+            self.each_tile(functools.partial(self.serve, warpgroup))
+            self.gpu.wait_smem_to_gmem(0)
+
+    def copy(self) -> None:
+        self.each_tile(self.load)
+        for slot in range(self.plan.stages):  # nobody may signal a block that is gone
+            self.gpu.barrier_wait(self.scratch.free.at[slot])
+
+    def each_tile(self, serve: Callable[[_Tile], None]) -> None:
+        """Calls `serve` for each tile of this thread block."""
+        plan, first = self.plan, lax.axis_index("cluster")
+        whole = jnp.int32(plan.down * plan.across // plan.clusters)
+        left = plan.down * plan.across % plan.clusters
+
+        def step(wave: Array, carry: None) -> None:
+            serve(self.tile(wave * plan.clusters + first, wave * plan.all_steps))
+
+        lax.fori_loop(0, whole + (first < left).astype(jnp.int32), step, None)
+
+    def tile(self, number: Array, before: Array) -> _Tile:
+        """Down the tokens of a sweep first, then across, then the next sweep."""
+        plan, most = self.plan, self.plan.sweep
+        sweep = lax.div(number, jnp.int32(most * plan.across))
+        height = jnp.minimum(most, plan.down - sweep * most)
+        within = number - sweep * (most * plan.across)
+        row, column = sweep * most + lax.rem(within, height), lax.div(within, height)
+        block = lax.axis_index("block")
+        row = row * plan.high + (block if plan.high > 1 else 0)
+        column = column * plan.wide + (block if plan.wide > 1 else 0)
+        return _Tile(row * plan.rows, column * plan.tuning.columns, before)
+
+    def slot(self, number: Array) -> Array:
+        return lax.rem(number, jnp.int32(self.plan.stages))
+
+    def free_slot(self, number: Array) -> Array:
+        """Where a step's copies go, once what lay there has been multiplied."""
+        slot = self.slot(number)
+        self.gpu.barrier_wait(self.scratch.free.at[slot])
+        return slot
+
+    def fetch(self, source: Any, name: Literal["x", "w"], *place: Any) -> None:
+        """Copies to a place [slot, rows, elements of E or K] of x or W."""
+        axes = "block" if self.plan.tuning.share == name else None
+        target = getattr(self.scratch, name).at[place]
+        full = self.scratch.full.at[place[0]]
+        self.gpu.copy_gmem_to_smem(source, target, full, collective_axes=axes)
+
+    def serve(self, warpgroup: Array, tile: _Tile) -> None:
+        plan, count = self.plan, self.plan.products
+        rows = pl.ds(warpgroup * ROWS, ROWS)
+        shape = ROWS, plan.weights // count
+        accumulators = [self.gpu.ACC(shape, jnp.float32) for _ in range(count)]
+        accs = pl.run_scoped(functools.partial(self.multiply, rows, tile), *accumulators)
+        self.release(tile.before + plan.all_steps - 1)
+        self.finish(rows, tile, accs)
+
+    def multiply(self, rows: Any, tile: _Tile, *accs: Any) -> list[Array]:
+        scratch = self.scratch
+
+        def start(number: Array) -> None:
+            slot = self.full_slot(number)
+            for n, acc in enumerate(accs):
+                w = scratch.w.at[slot, pl.ds(n * acc.shape[1], acc.shape[1])]
+                self.gpu.wgmma(acc, scratch.x.at[slot, rows], w.transpose((1, 0)))
+
+        def step(number: Array, carry: None) -> None:
+            start(tile.before + number)
+            self.gpu.wgmma_wait(len(accs))
+            self.release(tile.before + number - 1)
+
+        start(tile.before)
+        lax.fori_loop(1, self.plan.steps, step, None)
+        self.update(rows, tile.before + self.plan.steps, accs)
+        return [acc[...] for acc in accs]
+
+    def full_slot(self, number: Array) -> Array:
+        slot = self.slot(number)
+        self.gpu.barrier_wait(self.scratch.full.at[slot])
+        return slot
+
+    def release(self, number: Array) -> None:
+        if self.plan.shares_copies:  # one warp signals this barrier for all
+            self.gpu.commit_smem()
+        self.gpu.barrier_arrive(self.scratch.free.at[self.slot(number)])
+
+    def store(self, rows: Any, y: Float[Array, "64 C"]) -> Any:
+        """Where y lies, ready to be copied, once what lay there has been."""
+        out = self.scratch.out.at[rows]
+        y = y.astype(out.dtype)
+        self.gpu.wait_smem_to_gmem(0, wait_read_only=True)
+        out[...] = y
+        self.gpu.commit_smem()
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gated(_ThreadBlock):
+    plan: GatedPlan
+    activation: str
+
+    def tile(self, number: Array, before: Array) -> _Tile:
+        if self.plan.low:
+            # where all steps are a multiple of the stages, ptxas would know each step's place, and
+            # run out of registers with all their addresses
+            before = lax.optimization_barrier(before)
+        return super().tile(number, before)
+
+    def load(self, tile: _Tile) -> None:
+        plan, columns = self.plan, self.plan.tuning.columns
+        x_ref, w_ref, *update, _ = self.refs
+        rows = pl.ds(tile.row, plan.rows)
+
+        def step(number: Array, carry: None) -> None:
+            depth = pl.ds(number * plan.tuning.depth, plan.tuning.depth)
+            slot = self.free_slot(tile.before + number)
+            for part in range(2):
+                source = w_ref.at[part, pl.ds(tile.column, columns), depth]
+                self.fetch(source, "w", slot, pl.ds(part * columns, columns))
+            self.fetch(x_ref.at[rows, depth], "x", slot)
+
+        lax.fori_loop(0, plan.steps, step, None)
+        if update:
+            self.load_update(tile, *update)
+
+    def load_update(self, tile: _Tile, h_ref: jax.Ref, b_ref: jax.Ref) -> None:
+        """In stages of one half each: of W's place they fill the first half."""
+        plan, half = self.plan, self.plan.rows // 2
+        columns = pl.ds(tile.column, plan.tuning.columns)
+
+        def step(number: Array, carry: None) -> None:
+            depth = pl.ds(number * plan.tuning.depth, plan.tuning.depth)
+            for part in range(2):
+                slot = self.free_slot(tile.before + plan.steps + 2 * number + part)
+                source = b_ref.at[part, columns, depth]
+                self.fetch(source, "w", slot, pl.ds(0, plan.tuning.columns))
+                for first in (0, half):  # in all as many copies as any stage has
+                    source = h_ref.at[pl.ds(tile.row + first, half), part, depth]
+                    self.fetch(source, "x", slot, pl.ds(first, half))
+
+        lax.fori_loop(0, plan.low_steps, step, None)
+
+    def update(self, rows: Any, before: Array, accs: tuple[Any, ...]) -> None:
+        plan, scratch = self.plan, self.scratch
+
+        def step(number: Array, carry: None) -> None:
+            for part, acc in enumerate(accs):
+                now = before + 2 * number + part
+                slot = self.full_slot(now)
+                b = scratch.w.at[slot, pl.ds(0, plan.tuning.columns)]
+                self.gpu.wgmma(acc, scratch.x.at[slot, rows], b.transpose((1, 0)))
+                self.gpu.wgmma_wait(1)
+                self.release(now - 1)
+
+        if plan.low:
+            lax.fori_loop(0, plan.low_steps, step, None)
+
+    def finish(self, rows: Any, tile: _Tile, accs: list[Array]) -> None:
+        columns = self.plan.tuning.columns
+        gate, up = accs if len(accs) > 1 else (accs[0][:, :columns], accs[0][:, columns:])
+        out = self.store(rows, _activated(self.activation, gate) * up)
+        to = self.refs[-1].at[pl.ds(tile.row + rows.start, ROWS), pl.ds(tile.column, columns)]
+        self.gpu.copy_smem_to_gmem(out, to)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joint(_ThreadBlock):
+    plan: JointPlan
+
+    def either(self, tile: _Tile, serve: Callable[[int, Array], None]) -> None:
+        """Calls `serve` with 0 or 1 for W or A, whose tile it is, and the column in there."""
+        border = self.plan.first_low * self.plan.tuning.columns
+        pl.when(tile.column < border)(lambda: serve(0, tile.column))
+        pl.when(tile.column >= border)(lambda: serve(1, tile.column - border))
+
+    def load(self, tile: _Tile) -> None:
+        plan, x_ref = self.plan, self.refs[0]
+        rows = pl.ds(tile.row, plan.rows)
+
+        def stream(which: int, column: Array) -> None:
+            columns = pl.ds(column, plan.tuning.columns)
+
+            def step(number: Array, carry: None) -> None:
+                depth = self.depth(number)
+                slot = self.free_slot(tile.before + number)
+                self.fetch(self.refs[1 + which].at[columns, depth], "w", slot)
+                self.fetch(x_ref.at[rows, depth], "x", slot)
+
+            lax.fori_loop(0, plan.steps, step, None)
+
+        self.either(tile, stream)
+
+    def depth(self, number: Array) -> Any:
+        """The elements of E of a step."""
+        plan = self.plan
+        if plan.tuning.rotate:
+            number = lax.rem(number + lax.axis_index("cluster"), jnp.int32(plan.steps))
+        if plan.splits > 1:
+            number += lax.axis_index("block") * plan.steps
+        return pl.ds(number * plan.tuning.depth, plan.tuning.depth)
+
+    def finish(self, rows: Any, tile: _Tile, accs: list[Array]) -> None:
+        [y], plan = accs, self.plan
+        if plan.splits > 1:
+            y = self.exchange(rows, y)
+        out = self.store(rows, y)
+
+        def send(which: int, column: Array) -> None:
+            if plan.splits > 1:
+                column += lax.axis_index("block") * plan.slice
+            to = self.refs[3 + which].at[
+                pl.ds(tile.row + rows.start, ROWS), pl.ds(column, plan.slice)
+            ]
+            self.gpu.copy_smem_to_gmem(out, to)
+
+        self.either(tile, send)
+
+    def exchange(self, rows: Any, acc: Float[Array, "64 C"]) -> Float[Array, "64 C/2"]:
+        """The whole sums of the columns that this block writes: it sends those of the others."""
+        size, block = self.plan.slice, lax.axis_index("block")
+        halves = acc[:, :size], acc[:, size:]
+        own, other = lax.cond(block == 0, lambda: halves, lambda: halves[::-1])
+        sums, summed = self.scratch.sums.at[rows], self.scratch.summed
+        to = {"cluster_idx": 1 - block, "cluster_dim": "block"}
+        self.gpu.async_store_smem(other, sums, summed, **to)
+        self.gpu.barrier_wait(summed)
+        return own + sums[...]
+
+
+def _activated(activation: str, x: Array) -> Array:
+    """x times the logistic function of it, or of what GELU takes for it."""
+    scale = {"silu": 1.0, "gelu_tanh": 2 * math.sqrt(2 / math.pi)}[activation]
+    power = -scale * x
+    if activation == "gelu_tanh":
+        power *= 1 + 0.044715 * x * x
+    # a division would take its slow path, this two instructions
+    root = lax.rsqrt(1 + jnp.exp(power))
+    return x * (root * root)

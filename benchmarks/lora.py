@@ -4,7 +4,8 @@
 
 Llama-3.1-8B's shape, random weights; adapters of rank 16 on all linear layers. Three engines, one
 after the other: without room for adapters, with one slot, and with eight. Prints one JSON line for
-each measurement; `over_base` is the time over that of the first engine, less 1.
+each measurement; `over_base` is the time over that of the first engine, less 1. The last line is of
+an adapter that comes from disk while 64 requests decode.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from safetensors.numpy import save_file
 from quire import Engine, LoRARequest, SamplingParams
 
 RANK = 16
+Adapters = list[LoRARequest] | None
 
 
 def make_adapter(folder: Path, number: int) -> LoRARequest:
@@ -57,13 +59,14 @@ def make_adapter(folder: Path, number: int) -> LoRARequest:
     return LoRARequest(f"adapter {number}", number, str(folder))
 
 
-def decode_and_prefill(
-    engine: Engine, runs: int, adapters: list[LoRARequest] | None
-) -> dict[str, float]:
-    """Milliseconds of a decode step of 64 requests, and seconds of prefill_8k."""
-    decode = workloads.measure(engine, "b64_decode", runs, adapters)
-    prefill = workloads.measure(engine, "prefill_8k", runs, adapters)
-    return {"b64_decode_ms": decode["ms_per_step"], "prefill_8k_s": prefill["median_s"]}
+def decode_step(engine: Engine, runs: int, adapters: Adapters = None) -> dict[str, float]:
+    """Milliseconds of a decode step of 64 requests."""
+    return {"ms_per_step": workloads.measure(engine, "b64_decode", runs, adapters)["ms_per_step"]}
+
+
+def prefill(engine: Engine, runs: int, adapters: Adapters = None) -> dict[str, float]:
+    """Seconds of prefill_8k."""
+    return {"prefill_8k_s": workloads.measure(engine, "prefill_8k", runs, adapters)["median_s"]}
 
 
 def loading(engine: Engine, request: LoRARequest) -> dict[str, float]:
@@ -109,17 +112,22 @@ def measurements(runs: int, folder: Path) -> Iterator[dict[str, Any]]:
     adapters = [make_adapter(folder / str(number), number) for number in range(1, 10)]
     options: dict[str, Any] = {"use_tqdm_on_load": False, "enforce_eager": True}
     with llama_8b.make_engine(**options) as engine:
-        base = decode_and_prefill(engine, runs, None)
+        base = decode_step(engine, runs) | prefill(engine, runs)
     yield {"slots": 0, "adapters": 0, **base}
-    for slots in (1, 8):
-        room = {"enable_lora": True, "max_loras": slots, "max_lora_rank": RANK}
-        with llama_8b.make_engine(**room, **options) as engine:
-            for used in (0, slots):
-                times = decode_and_prefill(engine, runs, adapters[:used] or None)
-                over = {name: round(times[name] / base[name] - 1, 4) for name in base}
-                yield {"slots": slots, "adapters": used, **times, "over_base": over}
-            loading(engine, adapters[0])  # compiles what it needs
-            yield {"slots": slots, **loading(engine, adapters[-1])}
+
+    def beside_base(adapters: int, slots: int, times: dict[str, float]) -> dict[str, Any]:
+        over = {name: round(time / base[name] - 1, 4) for name, time in times.items()}
+        return {"slots": slots, "adapters": adapters, **times, "over_base": over}
+
+    options |= {"enable_lora": True, "max_lora_rank": RANK}
+    with llama_8b.make_engine(max_loras=1, **options) as engine:
+        yield beside_base(1, 1, decode_step(engine, runs, adapters[:1]))
+    with llama_8b.make_engine(max_loras=8, **options) as engine:
+        for used in (None, adapters[:8]):
+            times = decode_step(engine, runs, used) | prefill(engine, runs, used)
+            yield beside_base(len(used or ()), 8, times)
+        loading(engine, adapters[0])  # compiles what it needs
+        yield {"slots": 8, **loading(engine, adapters[-1])}
 
 
 def main() -> None:

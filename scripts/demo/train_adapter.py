@@ -129,7 +129,8 @@ def encode(tokenizer: Tokenizer, questions: Sequence[tables.Question]) -> Rows:
 
 def train(base: Base, tokenizer: Tokenizer, options: Options) -> Updates:
     """The updates after all steps. Prints a line every few seconds."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, options.rate, WARMUP, options.steps)
+    warmup = min(WARMUP, options.steps // 2)
+    rate = optax.warmup_cosine_decay_schedule(0.0, options.rate, warmup, options.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     scale = options.alpha / options.rank
 

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from quire import Engine, SamplingParams
+from quire import Engine, LoRARequest, SamplingParams
 from quire.engine.buckets import Variant
 from quire.engine.memory import temporaries
 from tests.deterministic import check_mixes
 from tests.engine.conftest import poison_pool
+from tests.lora_folders import lora_folder
 
 pytestmark = pytest.mark.gpu
 MODELS = Path(__file__).parents[1] / "fixtures" / "models"
@@ -123,6 +124,52 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("rows", [3, 24, 96])
+def test_adapters_in_bfloat16_agree_with_float32(
+    llama_folder: Path, tmp_path: Path, rows: int
+) -> None:
+    """Log-probabilities of prompts and of tokens after them, rows with and without adapters."""
+    made_up = {"all_linear": True, "scale": 0.05}
+    requests = [
+        LoRARequest(f"{n}", n, str(lora_folder(tmp_path / f"{n}", llama_folder, n, **made_up)))
+        for n in (1, 2)
+    ]
+    asked = [(None, *requests)[row % 3] for row in range(rows)]
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 2048, 20 + row).tolist() for row in range(rows)]
+    options = {**SMALL, "skip_tokenizer_init": True, "max_num_seqs": 128, "load_format": "dummy"}
+    params = SamplingParams(temperature=0, max_tokens=6, prompt_logprobs=0, logprobs=0)
+    params.ignore_eos = True
+    with Engine(llama_folder, dtype="bfloat16", enable_lora=True, max_loras=2, **options) as engine:
+        outputs = engine.generate(prompts, params, lora_request=asked, use_tqdm=False)
+        weights = {name: np.asarray(x, np.float32) for name, x in engine.params.items()}
+    with Engine(llama_folder, dtype="float32", enable_lora=True, max_loras=2, **options) as engine:
+        engine.update_params(weights)
+        whole = [o.prompt_token_ids + o.outputs[0].token_ids for o in outputs]
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        exact = engine.generate(whole, params, lora_request=asked, use_tqdm=False)
+        plain = engine.generate(whole, params, use_tqdm=False)
+    found, want, without = [], [], []
+    for output, right, base in zip(outputs, exact, plain, strict=True):
+        tokens = output.outputs[0].token_ids
+        made = [
+            (entry or {})[token].logprob
+            for entry, token in zip(
+                [*(output.prompt_logprobs or [])[1:], *(output.outputs[0].logprobs or [])],
+                [*output.prompt_token_ids[1:], *tokens],
+                strict=True,
+            )
+        ]
+        for one, into in ((right, want), (base, without)):
+            entries = zip(one.prompt_token_ids[1:], (one.prompt_logprobs or [])[1:], strict=True)
+            into.append([(entry or {})[token].logprob for token, entry in entries])
+        found.append(made)
+    errors = [np.abs(np.subtract(a, b)).max() for a, b in zip(found, want, strict=True)]
+    effects = [np.abs(np.subtract(a, b)).max() for a, b in zip(without, want, strict=True)]
+    assert max(errors) < 0.05
+    assert min(e for e, one in zip(effects, asked, strict=True) if one is not None) > 0.2
+
+
 def test_deterministic_results_are_the_same_in_200_mixes(llama_folder: Path) -> None:
     options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True}
     with Engine(llama_folder, deterministic=True, **options) as engine:
@@ -176,7 +223,7 @@ def test_a_later_process_starts_from_the_programs_on_disk(
     options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True}
     options["compilation_cache_dir"] = str(tmp_path)
     code = f"""
-from quire import Engine, SamplingParams
+from quire import Engine, LoRARequest, SamplingParams
 with Engine({str(llama_folder)!r}, **{options!r}) as engine:
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     print(engine.generate([[5, 3, 9]], params, use_tqdm=False)[0].outputs[0].token_ids)

@@ -122,7 +122,7 @@ def add_rms_norm(
 def gated_matmul(
     x: Float[Array, "T E"],
     w: Float[Array, "2 F E"],
-    h: Float[Array, "T 2 K"] | None = None,
+    h: Float[Array, "T K"] | None = None,
     b: Float[Array, "2 F K"] | None = None,
     *,
     activation: str,
@@ -132,11 +132,11 @@ def gated_matmul(
     All of it in float32, then in the type of x.
 
     Args:
-        h, b: their products are added to the two, h[:, 0] times the transpose of b[0] to the first.
+        h, b: h times the transposes of b[0] and b[1] is added to the two.
     """
     gate, up = jnp.einsum("te,nfe->ntf", x, w, preferred_element_type=jnp.float32)
     if h is not None and b is not None:
-        added = jnp.einsum("tnk,nfk->ntf", h, b, preferred_element_type=jnp.float32)
+        added = jnp.einsum("tk,nfk->ntf", h, b, preferred_element_type=jnp.float32)
         gate, up = gate + added[0], up + added[1]
     return (ACTIVATIONS[activation](gate) * up).astype(x.dtype)
 

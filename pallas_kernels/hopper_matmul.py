@@ -2,7 +2,7 @@
 
 `block_reference` defines them. `gated_matmul`: a tile takes 64 tokens a warpgroup and as many
 columns of the gate as of the other half, so that the two meet in the registers of one thread and
-only their product is written. Updates of low rank are more steps of the same sums. `joint_matmul`:
+only their product is written. An update of low rank makes the sums longer. `joint_matmul`:
 few tokens meet two matrices, and tiles of the second, which is small, fill SMs that the first
 leaves idle.
 
@@ -12,8 +12,7 @@ shared memory, across the borders of tiles, and the other warpgroups multiply.
 Of many tokens, L2 could not deliver all that the tiles of 132 thread blocks read. Two blocks
 therefore make a cluster and share what both need: each reads half of it and sends that to both.
 For few tokens nothing counts but the time that W takes to come from memory, so tiles are chosen
-such that whole waves of them fill the GPU. Then x is what L2 has to deliver beside W: two blocks
-that share a tile twice as wide, each over half of E, read half of x each, and exchange sums.
+such that whole waves of them fill the GPU.
 Letters as in `block_reference`, and O, M columns of a joint product.
 """
 
@@ -43,8 +42,8 @@ from .matmul_tiles import (
 
 _FEWEST = 9
 """Tokens. Below it XLA's own kernels are as fast."""
-_MOST_JOINT = 2 * ROWS
-"""Tokens of a joint product. Above it XLA's kernels have enough to do with W alone."""
+_MOST_JOINT = ROWS
+"""Tokens of a joint product. Above it XLA's kernels are as fast."""
 _COPIER_REGISTERS = 24
 _REGISTERS = {2: 240, 3: 160}
 """Of a thread that multiplies, by the warpgroups that do; one alone has enough anyway."""
@@ -62,18 +61,17 @@ def fits(tokens: int, out: int, width: int, dtype: Any, *, low: int = 0) -> bool
 
 
 def joint_fits(tokens: int, out: int, low: int, width: int, dtype: Any) -> bool:
-    """Whether products of [tokens, width] with [out, width] and [low, width] run here, and pay."""
+    """Whether products of [tokens, width] with [out, width] and [low, width] can run here."""
     few = _FEWEST <= tokens <= _MOST_JOINT
     if not few or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return False
-    plan = joint_plan(tokens, out, width, low)
-    return plan is not None and plan.pays
+    return joint_plan(ROWS, out, width, low) is not None
 
 
 def gated_matmul(
     x: Float[Array, "T E"],
     w: Float[Array, "2 F E"],
-    h: Float[Array, "T 2 K"] | None = None,
+    h: Float[Array, "T K"] | None = None,
     b: Float[Array, "2 F K"] | None = None,
     *,
     activation: str,
@@ -104,10 +102,10 @@ def gated_matmul(
     assert plan.fits, plan
 
     if update:
-        behind = -low % unit
-        h, b = (jnp.pad(a, [(0, 0), (0, 0), (0, behind)]) if behind else a for a in update)
+        behind = (0, -low % unit)
+        h, b = (jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [behind]) if behind[1] else a for a in update)
         update = _rows(h, plan.tokens), b
-        plan = dataclasses.replace(plan, low=low + behind)
+        plan = dataclasses.replace(plan, low=low + behind[1])
     block = functools.partial(_Gated, plan, activation=activation)
     result = jax.ShapeDtypeStruct((plan.tokens, out), x.dtype)
     run = _kernel("gated_matmul", plan, block, result, interpret)
@@ -125,17 +123,17 @@ def joint_matmul(
     """`block_reference.joint_matmul` for shapes that `joint_fits` takes. Needs jax 0.11.2.
 
     Args:
-        interpret: run on any device, slowly, without clusters.
+        interpret: run on any device, slowly.
     """
     (tokens, width), (out, _), (low, _) = x.shape, w.shape, a.shape
     if tuning is None:
-        best = joint_plan(tokens, out, width, low)
+        best = joint_plan(ROWS, out, width, low)
         assert best is not None, "ask joint_fits first"
         tuning = best.tuning
-    plan = JointPlan(padded(tokens), out, width, low, _without_clusters(tuning, interpret))
+    plan = JointPlan(ROWS, out, width, low, tuning)  # copies behind the end of x would take longer
     if interpret:  # as above
         out, low = (pl.cdiv(n, tuning.columns) * tuning.columns for n in (out, low))
-        plan = dataclasses.replace(plan, tokens=plan.rows, out=out, low=low)
+        plan = dataclasses.replace(plan, out=out, low=low)
     assert plan.fits, plan
     results = [jax.ShapeDtypeStruct((plan.tokens, n), x.dtype) for n in (plan.out, plan.low)]
     run = _kernel("joint_matmul", plan, functools.partial(_Joint, plan), results, interpret)
@@ -187,34 +185,27 @@ class _Scratch(NamedTuple):
     full: Any
     free: Any
     out: Any
-    sums: Any
-    """What the other block of the cluster has added up of the columns that this one writes."""
-    summed: Any
 
 
 def _scratch(plgpu: Any, plan: Plan, dtype: Any) -> _Scratch:
-    def tiled(*shape: int, dtype: Any = dtype) -> Any:
-        size = jnp.dtype(dtype).itemsize
-        minor = math.gcd(shape[-1], 128 // size)  # copies stop at multiples of it
+    def tiled(*shape: int) -> Any:
+        minor = math.gcd(shape[-1], LINE)  # copies stop at multiples of it
         transforms = [plgpu.TilingTransform((8, minor))]
-        if minor * size > 16:
-            transforms.append(plgpu.SwizzleTransform(size * minor))
+        if minor > 8:
+            transforms.append(plgpu.SwizzleTransform(2 * minor))
         return plgpu.SMEM(shape, dtype, transforms=transforms)
 
     groups, depth, stages = plan.tuning.groups, plan.tuning.depth, plan.stages
     free = plgpu.Barrier(num_arrivals=groups, num_barriers=stages)
-    if plan.shares_copies:
+    if plan.cluster > 1:
         axes = ("block",)
         free = plgpu.ClusterBarrier(collective_axes=axes, num_arrivals=groups, num_barriers=stages)
-    summing = plan.splits > 1
     return _Scratch(
         x=tiled(stages, plan.rows, depth),
         w=tiled(stages, plan.weights, depth),
         full=plgpu.Barrier(num_arrivals=plan.copies, num_barriers=stages),
         free=free,
-        out=tiled(plan.rows, plan.slice),
-        sums=tiled(plan.rows, plan.slice, dtype=jnp.float32) if summing else None,
-        summed=plgpu.Barrier(num_arrivals=groups) if summing else None,
+        out=tiled(plan.rows, plan.tuning.columns),
     )
 
 
@@ -244,9 +235,6 @@ class _ThreadBlock:
     def finish(self, rows: Any, tile: _Tile, accs: list[Array]) -> None:
         """Makes results of the sums of `rows`, those of one warpgroup within the tile."""
         raise NotImplementedError
-
-    def update(self, rows: Any, before: Array, accs: tuple[Any, ...]) -> None:
-        """Adds to the sums what comes after the steps over E."""
 
     def run(self) -> None:
         warpgroup, groups = lax.axis_index("warpgroup"), self.plan.tuning.groups
@@ -324,7 +312,8 @@ class _ThreadBlock:
         scratch = self.scratch
 
         def start(number: Array) -> None:
-            slot = self.full_slot(number)
+            slot = self.slot(number)
+            self.gpu.barrier_wait(scratch.full.at[slot])
             for n, acc in enumerate(accs):
                 w = scratch.w.at[slot, pl.ds(n * acc.shape[1], acc.shape[1])]
                 self.gpu.wgmma(acc, scratch.x.at[slot, rows], w.transpose((1, 0)))
@@ -335,17 +324,11 @@ class _ThreadBlock:
             self.release(tile.before + number - 1)
 
         start(tile.before)
-        lax.fori_loop(1, self.plan.steps, step, None)
-        self.update(rows, tile.before + self.plan.steps, accs)
+        lax.fori_loop(1, self.plan.all_steps, step, None)
         return [acc[...] for acc in accs]
 
-    def full_slot(self, number: Array) -> Array:
-        slot = self.slot(number)
-        self.gpu.barrier_wait(self.scratch.full.at[slot])
-        return slot
-
     def release(self, number: Array) -> None:
-        if self.plan.shares_copies:  # one warp signals this barrier for all
+        if self.plan.cluster > 1:  # one warp signals this barrier for all
             self.gpu.commit_smem()
         self.gpu.barrier_arrive(self.scratch.free.at[self.slot(number)])
 
@@ -372,53 +355,28 @@ class _Gated(_ThreadBlock):
         return super().tile(number, before)
 
     def load(self, tile: _Tile) -> None:
-        plan, columns = self.plan, self.plan.tuning.columns
         x_ref, w_ref, *update, _ = self.refs
+        self.stream(tile, tile.before, self.plan.steps, x_ref, w_ref)
+        if update:
+            steps = self.plan.all_steps - self.plan.steps
+            self.stream(tile, tile.before + self.plan.steps, steps, *update)
+
+    def stream(
+        self, tile: _Tile, before: Array, steps: int, x_ref: jax.Ref, w_ref: jax.Ref
+    ) -> None:
+        """Copies what belongs to a tile of x and W, or of h and B."""
+        plan, columns = self.plan, self.plan.tuning.columns
         rows = pl.ds(tile.row, plan.rows)
 
         def step(number: Array, carry: None) -> None:
             depth = pl.ds(number * plan.tuning.depth, plan.tuning.depth)
-            slot = self.free_slot(tile.before + number)
+            slot = self.free_slot(before + number)
             for part in range(2):
                 source = w_ref.at[part, pl.ds(tile.column, columns), depth]
                 self.fetch(source, "w", slot, pl.ds(part * columns, columns))
             self.fetch(x_ref.at[rows, depth], "x", slot)
 
-        lax.fori_loop(0, plan.steps, step, None)
-        if update:
-            self.load_update(tile, *update)
-
-    def load_update(self, tile: _Tile, h_ref: jax.Ref, b_ref: jax.Ref) -> None:
-        """In stages of one half each: of W's place they fill the first half."""
-        plan, half = self.plan, self.plan.rows // 2
-        columns = pl.ds(tile.column, plan.tuning.columns)
-
-        def step(number: Array, carry: None) -> None:
-            depth = pl.ds(number * plan.tuning.depth, plan.tuning.depth)
-            for part in range(2):
-                slot = self.free_slot(tile.before + plan.steps + 2 * number + part)
-                source = b_ref.at[part, columns, depth]
-                self.fetch(source, "w", slot, pl.ds(0, plan.tuning.columns))
-                for first in (0, half):  # in all as many copies as any stage has
-                    source = h_ref.at[pl.ds(tile.row + first, half), part, depth]
-                    self.fetch(source, "x", slot, pl.ds(first, half))
-
-        lax.fori_loop(0, plan.low_steps, step, None)
-
-    def update(self, rows: Any, before: Array, accs: tuple[Any, ...]) -> None:
-        plan, scratch = self.plan, self.scratch
-
-        def step(number: Array, carry: None) -> None:
-            for part, acc in enumerate(accs):
-                now = before + 2 * number + part
-                slot = self.full_slot(now)
-                b = scratch.w.at[slot, pl.ds(0, plan.tuning.columns)]
-                self.gpu.wgmma(acc, scratch.x.at[slot, rows], b.transpose((1, 0)))
-                self.gpu.wgmma_wait(1)
-                self.release(now - 1)
-
-        if plan.low:
-            lax.fori_loop(0, plan.low_steps, step, None)
+        lax.fori_loop(0, steps, step, None)
 
     def finish(self, rows: Any, tile: _Tile, accs: list[Array]) -> None:
         columns = self.plan.tuning.columns
@@ -446,7 +404,7 @@ class _Joint(_ThreadBlock):
             columns = pl.ds(column, plan.tuning.columns)
 
             def step(number: Array, carry: None) -> None:
-                depth = self.depth(number)
+                depth = pl.ds(number * plan.tuning.depth, plan.tuning.depth)
                 slot = self.free_slot(tile.before + number)
                 self.fetch(self.refs[1 + which].at[columns, depth], "w", slot)
                 self.fetch(x_ref.at[rows, depth], "x", slot)
@@ -455,41 +413,15 @@ class _Joint(_ThreadBlock):
 
         self.either(tile, stream)
 
-    def depth(self, number: Array) -> Any:
-        """The elements of E of a step."""
-        plan = self.plan
-        if plan.tuning.rotate:
-            number = lax.rem(number + lax.axis_index("cluster"), jnp.int32(plan.steps))
-        if plan.splits > 1:
-            number += lax.axis_index("block") * plan.steps
-        return pl.ds(number * plan.tuning.depth, plan.tuning.depth)
-
     def finish(self, rows: Any, tile: _Tile, accs: list[Array]) -> None:
-        [y], plan = accs, self.plan
-        if plan.splits > 1:
-            y = self.exchange(rows, y)
-        out = self.store(rows, y)
+        out = self.store(rows, accs[0])
 
         def send(which: int, column: Array) -> None:
-            if plan.splits > 1:
-                column += lax.axis_index("block") * plan.slice
-            to = self.refs[3 + which].at[
-                pl.ds(tile.row + rows.start, ROWS), pl.ds(column, plan.slice)
-            ]
+            columns = pl.ds(column, self.plan.tuning.columns)
+            to = self.refs[3 + which].at[pl.ds(tile.row + rows.start, ROWS), columns]
             self.gpu.copy_smem_to_gmem(out, to)
 
         self.either(tile, send)
-
-    def exchange(self, rows: Any, acc: Float[Array, "64 C"]) -> Float[Array, "64 C/2"]:
-        """The whole sums of the columns that this block writes: it sends those of the others."""
-        size, block = self.plan.slice, lax.axis_index("block")
-        halves = acc[:, :size], acc[:, size:]
-        own, other = lax.cond(block == 0, lambda: halves, lambda: halves[::-1])
-        sums, summed = self.scratch.sums.at[rows], self.scratch.summed
-        to = {"cluster_idx": 1 - block, "cluster_dim": "block"}
-        self.gpu.async_store_smem(other, sums, summed, **to)
-        self.gpu.barrier_wait(summed)
-        return own + sums[...]
 
 
 def _activated(activation: str, x: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeVar
 
@@ -18,15 +19,8 @@ _SWEEP = 16
 """Tiles of tokens that meet a tile of W before the next one: x stays in L2, W passes by."""
 _FLOPS, _MEMORY, _CACHE = 6.4e6, 3.2e4, 4.4e4
 """Of an SM in a microsecond: operations, bytes from memory, and bytes from L2."""
-_SHORT_CACHE, _PORT, _ALONE = 5.7e4, 7e4, 3.4e4
-"""Of an SM in a microsecond, in a joint product: bytes from L2, bytes that one gets at best, and
-those from memory while others idle."""
 _EPILOGUE = 1.5
 """Microseconds in which a thread block does not multiply, for each tile."""
-_EXCHANGE = 0.7
-"""Microseconds in which two blocks add up their sums."""
-_XLA = 8.0
-"""Microseconds that XLA's kernels for both matrices take beside the time of memory."""
 
 
 class Tuning(NamedTuple):
@@ -35,21 +29,13 @@ class Tuning(NamedTuple):
     groups: int
     """Warpgroups that multiply: 1, 2 or 3, each for 64 tokens."""
     columns: int
-    """Of the result in a tile: a multiple of 8, at most 128, or 256 of a joint product.
-
-    Of 16 where blocks share W or sums.
-    """
-    share: Literal["w", "x", "sums"] | None = None
-    """What the two blocks of a cluster share; None is no clusters.
-
-    Of a joint product x, or the sums of one tile, each over half of E; of a gated one W or x.
-    """
+    """Of the result in a tile: a multiple of 8, at most 128; of 16 where blocks share W."""
+    share: Literal["w", "x"] | None = None
+    """What the two blocks of a cluster share; None is no clusters."""
     depth: int = LINE
     """Elements of E in a stage: a multiple of 64. More are fewer and longer copies."""
     stages: int | None = None
     """Of the ring; None is as many as fit, up to 4, or 8 of a joint product."""
-    rotate: bool = False
-    """Whether tiles of a joint product begin at different places of E, not all at one of x."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +72,6 @@ class Plan:
         return 2 if self.tuning.share == "x" else 1
 
     @property
-    def splits(self) -> int:
-        """Thread blocks that make a tile."""
-        return 2 if self.tuning.share == "sums" else 1
-
-    @property
-    def shares_copies(self) -> bool:
-        return self.tuning.share in ("w", "x")
-
-    @property
     def down(self) -> int:
         """Places of a cluster along the tokens."""
         return pl.cdiv(self.tokens, self.rows * self.high)
@@ -125,7 +102,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Over E, of one thread block."""
-        return self.width // (self.tuning.depth * self.splits)
+        return self.width // self.tuning.depth
 
     @property
     def all_steps(self) -> int:
@@ -148,29 +125,23 @@ class Plan:
         return 2
 
     @property
-    def slice(self) -> int:
-        """Columns that a thread block writes."""
-        return self.tuning.columns // self.splits
-
-    @property
     def most_stages(self) -> int:
         return 4
 
     @property
     def stages(self) -> int:
-        out = self.rows * self.slice * (2 + 4 * (self.splits > 1))
+        out = 2 * self.rows * self.tuning.columns
         stage = 2 * self.tuning.depth * (self.rows + self.weights)
         most = self.tuning.stages or self.most_stages
         return min(most, (_SHARED_BYTES - out) // stage, self.steps)
 
     @property
     def fits(self) -> bool:
-        columns, share = self.tuning.columns, self.tuning.share
         return (
             self.out % 8 == 0
             and self.low % 8 == 0
-            and self.width % (self.tuning.depth * self.splits) == 0
-            and (share not in ("w", "sums") or columns % 16 == 0)
+            and self.width % self.tuning.depth == 0
+            and (self.tuning.share != "w" or self.tuning.columns % 16 == 0)
             and self.stages > 1
         )
 
@@ -184,23 +155,17 @@ class GatedPlan(Plan):
     """The update counts for nothing in the choice."""
 
     @property
-    def low_steps(self) -> int:
-        """Over K, for each half."""
-        return pl.cdiv(self.low, self.tuning.depth)
-
-    @property
     def all_steps(self) -> int:
-        return self.steps + 2 * self.low_steps
+        return self.steps + pl.cdiv(self.low, self.tuning.depth)
 
     @property
     def products(self) -> int:
-        """One, or two of half the width: one for each half, since an update is of one half.
+        """One, or two of half the width.
 
         The kernel starts with as many registers a thread as all its threads can have alike, and
         ptxas wants those of one product to fit in them.
         """
-        whole = self.tuning.groups < 3 or self.tuning.columns <= 64
-        return 1 if whole and not self.low else 2
+        return 1 if self.tuning.groups < 3 or self.tuning.columns <= 64 else 2
 
     @property
     def weights(self) -> int:
@@ -209,10 +174,6 @@ class GatedPlan(Plan):
     @property
     def copies(self) -> int:
         return 3
-
-    @property
-    def fits(self) -> bool:
-        return super().fits and self.splits == 1
 
     @property
     def cost(self) -> float:
@@ -226,7 +187,7 @@ class GatedPlan(Plan):
 
 
 class JointPlan(Plan):
-    """Tiles of W, then those of A, all at once: one for each thread block, or cluster."""
+    """Tiles of W, then those of A, all at once: one for each thread block."""
 
     @property
     def first_low(self) -> int:
@@ -243,27 +204,15 @@ class JointPlan(Plan):
 
     @property
     def fits(self) -> bool:
-        once = self.down == self.waves == 1
-        return super().fits and self.low > 0 and once and self.tuning.share != "w"
-
-    @property
-    def streamed(self) -> float:
-        """Bytes of an SM that come from memory."""
-        return 2 * self.width * (self.out + self.low) / _SMS
+        # the last copy of a result ends at a multiple of what a copy lays out as one, or before one
+        unit = math.gcd(self.tuning.columns, LINE)
+        ends = all(n % unit == 0 or n < unit for n in (self.out, self.low))
+        return super().fits and ends and self.low > 0 and self.down == self.waves == 1
 
     @property
     def cost(self) -> float:
-        """What takes longest: memory, L2, or one thread block."""
-        x = 2 * self.width * self.tokens
-        cached = self.streamed + x * self.clusters / _SMS
-        own = 2 * self.width * self.tuning.columns / self.splits
-        everyone = max(self.streamed / _MEMORY, cached / _SHORT_CACHE)
-        one = max(own / _ALONE, (own + x / self.splits) / _PORT)
-        return max(everyone, one) + _EPILOGUE + (self.splits > 1) * _EXCHANGE
-
-    @property
-    def pays(self) -> bool:
-        return self.cost < self.streamed / _MEMORY + _XLA
+        """That of the bytes that the busiest SM takes from memory."""
+        return 2 * self.width * self.tuning.columns / _MEMORY
 
 
 _P = TypeVar("_P", bound=Plan)
@@ -289,12 +238,9 @@ def _gated_ways(tokens: int, width: int) -> Iterator[Tuning]:
             yield from (Tuning(groups, columns, "w") for groups in (2, 3))
 
 
-def _joint_ways(tokens: int, width: int) -> Iterator[Tuning]:
-    for columns in range(256, 8, -8):
-        for share in (None, "x", "sums"):
-            halves = 2 if share == "sums" else 1
-            depth = LINE if width % (2 * LINE * halves) else 2 * LINE
-            yield Tuning(pl.cdiv(tokens, ROWS), columns, share, depth)
+def _joint_ways(width: int) -> Iterator[Tuning]:
+    for columns in range(8, 136, 8):
+        yield Tuning(1, columns, None, LINE if width % (2 * LINE) else 2 * LINE)
 
 
 @functools.cache
@@ -307,5 +253,4 @@ def gated_plan(tokens: int, out: int, width: int, low: int) -> GatedPlan | None:
 @functools.cache
 def joint_plan(tokens: int, out: int, width: int, low: int) -> JointPlan | None:
     """The one with the lowest cost, if there is any that fits."""
-    ways = _joint_ways(tokens, width)
-    return _cheapest(JointPlan(padded(tokens), out, width, low, way) for way in ways)
+    return _cheapest(JointPlan(tokens, out, width, low, way) for way in _joint_ways(width))

@@ -27,18 +27,7 @@ TUNINGS = [
     Tuning(2, 72, depth=128),
 ]
 
-JOINT_TUNINGS = [
-    Tuning(1, 48),
-    Tuning(1, 48, rotate=True),
-    Tuning(1, 32, depth=256, stages=3),
-    Tuning(1, 56, "x", depth=128),
-    Tuning(1, 56, "x", rotate=True),
-    Tuning(1, 96, "sums", depth=128),
-    Tuning(1, 96, "sums", rotate=True),
-    Tuning(2, 80, "sums"),
-    Tuning(2, 64, "x", stages=2),
-    Tuning(2, 256, "sums", stages=2),
-]
+JOINT_TUNINGS = [Tuning(1, 48), Tuning(1, 32, depth=256, stages=3), Tuning(1, 56, depth=128)]
 
 
 def normal(*shape: int, dtype: Any = "bfloat16", seed: int = 0) -> jax.Array:
@@ -62,7 +51,7 @@ def assert_close(got: jax.Array, want: jax.Array) -> None:
 def update(tokens: int, out: int, low: int, dtype: Any = "bfloat16") -> tuple[jax.Array, ...]:
     """h and b of K = low, none if that is 0."""
     b = normal(2, out, low, dtype=dtype, seed=4) * jnp.asarray(max(low, 1) ** -0.5, dtype)
-    return (normal(tokens, 2, low, dtype=dtype, seed=3), b) if low else ()
+    return (normal(tokens, low, dtype=dtype, seed=3), b) if low else ()
 
 
 def check(
@@ -123,8 +112,8 @@ def test_interpreted_matches_the_twin(
     ("tokens", "out", "low", "width", "options"),
     [
         (20, 96, 16, 128, {"tuning": Tuning(1, 32)}),
-        (70, 64, 40, 256, {"tuning": Tuning(2, 40, depth=128, rotate=True)}),
-        (9, 48, 48, 192, {"tuning": Tuning(1, 48, "sums", stages=2), "dtype": "float16"}),
+        (50, 64, 40, 256, {"tuning": Tuning(1, 40, depth=128)}),
+        (9, 48, 48, 192, {"tuning": Tuning(1, 48, stages=2), "dtype": "float16"}),
         (64, 128, 16, 256, {}),
     ],
 )
@@ -150,7 +139,7 @@ def test_thread_blocks_with_many_tiles_do_not_race(
 @needs_mosaic
 def test_a_joint_product_does_not_race() -> None:
     races = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call")
-    check_joint(80, 64, 16, 320, tuning=Tuning(2, 32, stages=2), interpret=True)
+    check_joint(60, 64, 16, 320, tuning=Tuning(1, 32, stages=2), interpret=True)
     assert not races.get_races().races_found
 
 
@@ -177,7 +166,7 @@ def test_shapes_of_models_match_the_twin(tokens: int, out: int, width: int) -> N
 @needs_mosaic
 @pytest.mark.gpu
 @pytest.mark.parametrize("tuning", TUNINGS, ids=str)
-@pytest.mark.parametrize("low", [8, 40, 128, 200])
+@pytest.mark.parametrize("low", [8, 40, 128])
 def test_updates_match_the_twin(tuning: Tuning, low: int) -> None:
     check(64, 2048, 1024, low=low, tuning=tuning)
     check(1001, 1024, 512, "gelu_tanh", low=low, dtype="float16", tuning=tuning)
@@ -186,7 +175,7 @@ def test_updates_match_the_twin(tuning: Tuning, low: int) -> None:
 @needs_mosaic
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [12, 64, 128, 192, 256, 512, 8192])
-@pytest.mark.parametrize("low", [16, 128, 512])
+@pytest.mark.parametrize("low", [32, 256])
 def test_updates_of_models_match_the_twin(tokens: int, low: int) -> None:
     assert fits(tokens, 14336, 4096, jnp.bfloat16, low=low)
     check(tokens, 14336, 4096, low=low)
@@ -213,14 +202,13 @@ def test_a_row_does_not_depend_on_the_others(tuning: Tuning, low: int) -> None:
 @pytest.mark.parametrize("tuning", JOINT_TUNINGS, ids=str)
 @pytest.mark.parametrize("tokens", [9, 64])
 def test_joint_tunings_match_the_twin(tuning: Tuning, tokens: int) -> None:
-    tokens *= tuning.groups
-    check_joint(tokens, 2048, 16, 1024, tuning=tuning)
-    check_joint(tokens, 1032, 136, 2048, dtype="float16", tuning=tuning)
+    check_joint(tokens, 2048, 8, 1024, tuning=tuning)
+    check_joint(tokens, 1024, 64, 2048, dtype="float16", tuning=tuning)
 
 
 @needs_mosaic
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [12, 64, 128])
+@pytest.mark.parametrize("tokens", [12, 64])
 @pytest.mark.parametrize(
     ("out", "low", "width"),
     [
@@ -242,7 +230,7 @@ def test_joint_products_of_models_match_the_twin(
 @pytest.mark.gpu
 @pytest.mark.parametrize("tuning", JOINT_TUNINGS, ids=str)
 def test_a_row_of_a_joint_product_does_not_depend_on_the_others(tuning: Tuning) -> None:
-    x, w, a = normal(64 * tuning.groups, 1024), normal(2048, 1024, seed=1), normal(48, 1024, seed=2)
+    x, w, a = normal(64, 1024), normal(2048, 1024, seed=1), normal(48, 1024, seed=2)
     run = jax.jit(functools.partial(joint_matmul, tuning=tuning))
     want = run(x, w, a)
     for result, expected in zip(run(x.at[20:].set(jnp.nan), w, a), want, strict=True):
@@ -292,10 +280,8 @@ def test_fits_updates_of_whole_copies() -> None:
     [
         (64, 6144, 48, 4096, jnp.bfloat16, True),
         (9, 4096, 16, 14336, jnp.float16, True),
-        (128, 4096, 128, 4096, jnp.bfloat16, True),
-        (128, 4096, 128, 14336, jnp.bfloat16, False),
+        (65, 4096, 128, 4096, jnp.bfloat16, False),
         (8, 4096, 16, 4096, jnp.bfloat16, False),
-        (129, 4096, 16, 4096, jnp.bfloat16, False),
         (64, 4096, 16, 4096, jnp.float32, False),
         (64, 4096, 12, 4096, jnp.bfloat16, False),
         (64, 4100, 16, 4096, jnp.bfloat16, False),
@@ -307,11 +293,10 @@ def test_joint_fits(tokens: int, out: int, low: int, width: int, dtype: Any, wan
     assert joint_fits(tokens, out, low, width, dtype) is want
 
 
-@pytest.mark.parametrize("tokens", [16, 64])
 @pytest.mark.parametrize(("out", "width"), [(6144, 4096), (4096, 4096), (4096, 14336)])
-def test_joint_tiles_keep_the_gpu_busy_at_once(tokens: int, out: int, width: int) -> None:
+def test_joint_tiles_keep_the_gpu_busy_at_once(out: int, width: int) -> None:
     for low in (16, 48, 128, 384):
-        plan = matmul_tiles.joint_plan(tokens, out, width, low)
+        plan = matmul_tiles.joint_plan(64, out, width, low)
         assert plan is not None
         assert plan.waves == 1
-        assert plan.clusters * plan.cluster > 100
+        assert plan.clusters > 100

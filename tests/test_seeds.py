@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 SNIPPETS = sorted((FIXTURES / "snippets").glob("*.py"))
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ROOT.parent / "shared" / "seeds"
+SQL = ROOT / "examples" / "sql_adapter"
 DEMO = Path(quire.__file__).resolve().parent / "models" / "demo"
 
 RUN_EACH = """
@@ -56,7 +58,9 @@ def cached(hub: Path, repository: str) -> Path:
 def run_programs(folder: Path, programs: dict[str, str]) -> dict[str, tuple[str, str | None]]:
     """What each program prints and its error, all run by one process that finds the stand-ins."""
     opt_folder(cached(folder / "hub", "facebook/opt-125m"))
-    shutil.copytree(DEMO, cached(folder / "hub", "meta-llama/Meta-Llama-3-8B-Instruct"))
+    for llama in ("Meta-Llama-3-8B-Instruct", "Llama-2-7b-hf"):
+        shutil.copytree(DEMO, cached(folder / "hub", f"meta-llama/{llama}"))
+    shutil.copytree(SQL, cached(folder / "hub", "yard1/llama-2-7b-sql-lora-test"))
     template = str(ROOT / "examples" / "template_chatml.jinja")
     paths = {folder / f"{name}.py": text for name, text in programs.items()}
     for path, text in paths.items():
@@ -89,7 +93,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str | 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "prompts"),
-    [("offline_batch", 4), ("generate", 1), ("greedy", 1), ("beam_search", 1), ("chat", 1)],
+    [
+        ("offline_batch", 4),
+        ("generate", 1),
+        ("greedy", 1),
+        ("beam_search", 1),
+        ("chat", 1),
+        ("adapter", 2),
+    ],
 )
 def test_snippets(ran: dict[str, tuple[str, str | None]], name: str, prompts: int) -> None:
     assert {path.stem for path in SNIPPETS} == ran.keys()
@@ -199,3 +210,17 @@ def test_the_documents_own_snippets(tmp_path: Path) -> None:
     check(results["intro"], 4)
     check(results["models"], 4)
     assert "Loaded chat template:" in results["models"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SEEDS.is_dir(), reason=f"the documents are not in {SEEDS}")
+def test_the_documents_own_adapter(tmp_path: Path) -> None:
+    (usage,) = SEEDS.glob("000_*")
+    chapter = usage.read_text().split("Serving LoRA Adapters")[0]
+    blocks = re.findall(r"^((?:    .*\n|[ \t]*\n)+)", chapter, re.MULTILINE)
+    program = "\n".join(textwrap.dedent(block) for block in blocks)
+    assert "LoRARequest(" in program
+    told = "print(len(outputs), outputs[0].lora_request.name)"
+    printed, error = run_programs(tmp_path, {"adapter": f"{program}\n{told}"})["adapter"]
+    assert error is None, error
+    assert printed.endswith("2 sql_adapter\n")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from quire import Engine, LoRARequest, SamplingParams
+from quire import Engine, LoRARequest, RequestOutput, SamplingParams
 from quire.engine.buckets import Variant
 from quire.engine.memory import temporaries
 from tests.deterministic import check_mixes
@@ -124,6 +124,12 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _of_prompt(output: RequestOutput) -> list[float]:
+    """Log-probabilities of the prompt's tokens but the first."""
+    entries = zip(output.prompt_token_ids[1:], (output.prompt_logprobs or [])[1:], strict=True)
+    return [(entry or {})[token].logprob for token, entry in entries]
+
+
 @pytest.mark.parametrize("rows", [3, 24, 96])
 def test_adapters_in_bfloat16_agree_with_float32(
     llama_folder: Path, tmp_path: Path, rows: int
@@ -151,19 +157,10 @@ def test_adapters_in_bfloat16_agree_with_float32(
         plain = engine.generate(whole, params, use_tqdm=False)
     found, want, without = [], [], []
     for output, right, base in zip(outputs, exact, plain, strict=True):
-        tokens = output.outputs[0].token_ids
-        made = [
-            (entry or {})[token].logprob
-            for entry, token in zip(
-                [*(output.prompt_logprobs or [])[1:], *(output.outputs[0].logprobs or [])],
-                [*output.prompt_token_ids[1:], *tokens],
-                strict=True,
-            )
-        ]
-        for one, into in ((right, want), (base, without)):
-            entries = zip(one.prompt_token_ids[1:], (one.prompt_logprobs or [])[1:], strict=True)
-            into.append([(entry or {})[token].logprob for token, entry in entries])
-        found.append(made)
+        made = zip(output.outputs[0].token_ids, output.outputs[0].logprobs or [], strict=True)
+        found.append([*_of_prompt(output), *(entry[token].logprob for token, entry in made)])
+        want.append(_of_prompt(right))
+        without.append(_of_prompt(base))
     errors = [np.abs(np.subtract(a, b)).max() for a, b in zip(found, want, strict=True)]
     effects = [np.abs(np.subtract(a, b)).max() for a, b in zip(without, want, strict=True)]
     assert max(errors) < 0.05
@@ -223,7 +220,7 @@ def test_a_later_process_starts_from_the_programs_on_disk(
     options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True}
     options["compilation_cache_dir"] = str(tmp_path)
     code = f"""
-from quire import Engine, LoRARequest, SamplingParams
+from quire import Engine, LoRARequest, RequestOutput, SamplingParams
 with Engine({str(llama_folder)!r}, **{options!r}) as engine:
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     print(engine.generate([[5, 3, 9]], params, use_tqdm=False)[0].outputs[0].token_ids)

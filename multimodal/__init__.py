@@ -1,1 +1,4 @@
-"""Pictures, video and sound. The place is fixed by the layout; nothing is implemented yet."""
+"""Pictures: fetched safely, decoded within bounds, and made into what towers take.
+
+Knows no engine and no model. No model uses it yet.
+"""

@@ -8,7 +8,6 @@ Prints one JSON line a length.
 """
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -51,7 +50,7 @@ def main() -> None:
                 "prefill_s": round(prefill, 3),
                 "ms_per_step": round((many - one) / args.steps * 1e3, 3),
             }
-            print(json.dumps(figures | llama_8b.conditions()), flush=True)
+            llama_8b.report(figures, None)
 
 
 if __name__ == "__main__":

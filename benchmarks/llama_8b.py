@@ -76,6 +76,15 @@ def make_greedy_engine(**options: Any) -> Engine:
         return make_engine(**options)
 
 
+def report(figures: dict[str, Any], output: Path | None) -> None:
+    """Prints a JSON line of figures with their conditions, and appends it to a file if given."""
+    line = json.dumps(figures | conditions())
+    print(line, flush=True)
+    if output:
+        with output.open("a") as file:
+            file.write(line + "\n")
+
+
 def conditions() -> dict[str, str]:
     """What a figure depends on beside the code: for the JSON lines of results."""
     import jax

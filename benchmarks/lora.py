@@ -26,7 +26,6 @@ from safetensors.numpy import save_file
 from quire import Engine, LoRARequest, SamplingParams
 
 RANK = 16
-Adapters = list[LoRARequest] | None
 
 
 def make_adapter(folder: Path, number: int) -> LoRARequest:
@@ -59,12 +58,12 @@ def make_adapter(folder: Path, number: int) -> LoRARequest:
     return LoRARequest(f"adapter {number}", number, str(folder))
 
 
-def decode_step(engine: Engine, runs: int, adapters: Adapters = None) -> dict[str, float]:
+def decode_step(engine: Engine, runs: int, adapters: workloads.Adapters = None) -> dict[str, float]:
     """Milliseconds of a decode step of 64 requests."""
     return {"ms_per_step": workloads.measure(engine, "b64_decode", runs, adapters)["ms_per_step"]}
 
 
-def prefill(engine: Engine, runs: int, adapters: Adapters = None) -> dict[str, float]:
+def prefill(engine: Engine, runs: int, adapters: workloads.Adapters = None) -> dict[str, float]:
     """Seconds of prefill_8k."""
     return {"prefill_8k_s": workloads.measure(engine, "prefill_8k", runs, adapters)["median_s"]}
 
@@ -137,11 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for figures in measurements(args.runs, Path(folder)):
-            line = json.dumps({"benchmark": "lora", **figures} | llama_8b.conditions())
-            print(line, flush=True)
-            if args.output:
-                with args.output.open("a") as file:
-                    file.write(line + "\n")
+            llama_8b.report({"benchmark": "lora", **figures}, args.output)
 
 
 if __name__ == "__main__":

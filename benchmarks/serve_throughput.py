@@ -83,7 +83,7 @@ def main() -> None:
         "ratio": round(rate / offline["output_tokens_per_s"], 3),
         "health_ms": serve_load.spread(waits, 1e3),
     }
-    print(json.dumps(record | llama_8b.conditions()))
+    llama_8b.report(record, None)
 
 
 if __name__ == "__main__":

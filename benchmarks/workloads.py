@@ -104,12 +104,8 @@ def main() -> None:
     with llama_8b.make_greedy_engine(use_tqdm_on_load=False) as engine:
         start = round(time.perf_counter() - started, 1)
         for name in options.names or names:
-            figures = measure(engine, name, options.runs) | llama_8b.conditions()
-            line = json.dumps(figures | {"engine_start_s": start})
-            print(line, flush=True)
-            if options.output:
-                with options.output.open("a") as file:
-                    file.write(line + "\n")
+            figures = measure(engine, name, options.runs)
+            llama_8b.report(figures | {"engine_start_s": start}, options.output)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..lora.adapter import Adapter
-from ..lora.mapping import BaseModel, describe
+from ..lora.mapping import EMBED, HEAD, BaseModel, describe
 from ..lora.request import LoRARequest
 from ..models import functional, low_rank
 from ..models.config import TextConfig
@@ -26,7 +27,6 @@ class LoadedAdapter:
     """An adapter on the host, ready for any slot."""
 
     request: LoRARequest
-    rank: int
     digest: str
     """Equal for equal updates, whatever they are called."""
     packed: np.ndarray
@@ -89,7 +89,7 @@ class AdapterSpec:
             for array in low_rank.stacked(updates, shape, axes, self.rank, dtype):
                 packed[start : start + array.size] = array.reshape(-1)
                 start += array.size
-        return LoadedAdapter(request, adapter.rank, adapter.digest, packed)
+        return LoadedAdapter(request, adapter.digest, packed)
 
     def new_arrays(self) -> Arrays:
         """Empty slots, made on the device."""
@@ -112,28 +112,36 @@ class AdapterSpec:
 
 
 def adapter_spec(
-    name: str, architecture: type[Any], config: TextConfig, dtype: Any, slots: int, rank: int
+    name: str,
+    architecture: type[Any],
+    config: TextConfig,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    axes: Mapping[str, Axes],
+    *,
+    slots: int,
+    rank: int,
 ) -> AdapterSpec:
     """The spec of a model with so many slots.
 
     Args:
         name: of the model, for warnings about adapters that were made for another.
+        shapes, axes: of its parameters, as `functional.abstract` gives them.
     """
-    _, shapes, axes = functional.abstract(architecture, config, dtype)
+    dtype = shapes[EMBED].dtype
     checkpoint_map = architecture.checkpoint_map(config)
     base = describe(
         name,
         checkpoint_map.pieces,
         shapes,
         canonical=checkpoint_map.canonical,
-        tied=low_rank.HEAD not in shapes,
+        tied=HEAD not in shapes,
     )
     names = sorted({slot.param for module in base.modules.values() for slot in module.slots})
     attach = functools.partial(low_rank.attach, names=names, slots=slots, rank=rank, dtype=dtype)
     graphdef, all_shapes, _ = functional.abstract(architecture, config, dtype, attach)
     weights: dict[str, _Weight] = {}
     for param in names:
-        stored = param if param in shapes else low_rank.EMBED
+        stored = param if param in shapes else EMBED
         weights[param] = _Weight(low_rank.path_of(param), shapes[stored].shape, axes[stored])
     return AdapterSpec(
         slots=slots,

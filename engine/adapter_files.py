@@ -1,10 +1,8 @@
 """Finds the files of an adapter, in a folder or on the Hugging Face Hub, and reads them."""
 
 import json
-import logging
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,17 @@ from ..lora.errors import AdapterError
 from ..lora.mapping import BaseModel
 from ..lora.reader import read_adapter
 from ..lora.request import LoRARequest
+from .checkpoint import hub
 from .checkpoint.problems import shortlist
 from .checkpoint.safetensors_file import open_safetensors
 from .checkpoint.tensors import Tensors
 from .checkpoint.torch_file import open_torch_file
-
-logger = logging.getLogger(__name__)
 
 CONFIG = "adapter_config.json"
 SAFETENSORS = "adapter_model.safetensors"
 PYTORCH = "adapter_model.bin"
 
 _REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_MODELSCOPE_SWITCHES = ("QUIRE_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE")
 _EXPECTED = f"An adapter that PEFT saved is a folder with {CONFIG} and {SAFETENSORS} (or {PYTORCH})"
 
 
@@ -73,11 +69,11 @@ def _find_folder(
             "which is no folder on this machine, and no repository's id",
             f"{_EXPECTED}; give its path, or an id such as 'org/name'.",
         )
-    if any(os.environ.get(s, "").strip().lower() in ("1", "true") for s in _MODELSCOPE_SWITCHES):
+    if hub.wants_modelscope():
         raise _unusable(
             request,
             "which is no folder on this machine, and adapters are not downloaded from ModelScope",
-            f"Download it and give its folder, or unset {' and '.join(_MODELSCOPE_SWITCHES)}.",
+            f"Download it and give its folder, or unset {' and '.join(hub.MODELSCOPE_SWITCHES)}.",
         )
     return _from_hub(request, revision, download_dir)
 
@@ -90,64 +86,33 @@ def _is_folder(path: Path) -> bool:
 
 
 def _from_hub(request: LoRARequest, revision: str | None, download_dir: str | Path | None) -> Path:
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return _from_cache(request, revision, download_dir, "HF_HUB_OFFLINE is set", None)
     try:
-        names = huggingface_hub.HfApi().list_repo_files(request.path, revision=revision)
-    except Exception as error:  # what the HTTP library raises differs between versions
-        why = f"{type(error).__name__}: {error}"
-        return _from_cache(request, revision, download_dir, why, error)
-    files = _files_of(request, names)
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                request.path, revision=revision, cache_dir=download_dir, allow_patterns=files
-            )
-        )
-    except Exception as error:
-        raise _unusable(
-            request,
-            f"whose download failed ({type(error).__name__}: {error})",
-            "Check the connection and the free disk space and try again; what is complete is kept.",
-        ) from error
-
-
-def _from_cache(
-    request: LoRARequest,
-    revision: str | None,
-    download_dir: str | Path | None,
-    why: str,
-    cause: Exception | None,
-) -> Path:
-    """What was downloaded before. `why` says, for the error, what keeps us from the Hub."""
-    import huggingface_hub
-
-    try:
-        folder = huggingface_hub.snapshot_download(
+        return hub.snapshot(
             request.path,
+            lambda names: _files_of(request, names),
+            [CONFIG, SAFETENSORS, PYTORCH],
+            lambda error: f"{type(error).__name__}: {error}",
             revision=revision,
-            cache_dir=download_dir,
-            local_files_only=True,
-            allow_patterns=[CONFIG, SAFETENSORS, PYTORCH],
+            download_dir=download_dir,
         )
-    except Exception as error:
+    except hub.NotDownloadedError as error:
         raise _unusable(
             request,
             "which is no folder on this machine, was not downloaded before, and cannot be "
-            f"downloaded now ({why})",
+            f"downloaded now ({error})",
             "Check the name and the connection, log in with `hf auth login` if you must accept "
             "terms first, or give the folder of a copy.",
-        ) from cause or error
-    logger.info("Using the copy of %s downloaded before: %s.", request.path, why)
-    return Path(folder)
+        ) from error.__cause__
+    except hub.DownloadFailedError as error:
+        raise _unusable(
+            request,
+            f"whose download failed ({error})",
+            "Check the connection and the free disk space and try again; what is complete is kept.",
+        ) from error.__cause__
 
 
-def _files_of(request: LoRARequest, names: Iterable[str]) -> list[str]:
+def _files_of(request: LoRARequest, names: list[str]) -> list[str]:
     """Those to download of a repository's files: the config, and the weights in one format."""
-    names = list(names)
     weights = [name for name in (SAFETENSORS, PYTORCH) if name in names][:1]
     if CONFIG not in names or not weights:
         raise _incomplete(request, "the repository", names)

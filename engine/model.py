@@ -65,7 +65,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
     layout = attention.pool_layout(
         backend, str(cache_dtype), config.head_dim, config.num_heads // config.num_kv_heads
     )
-    graphdef, shapes, _ = functional.abstract(architecture, config, dtype)
+    graphdef, shapes, axes = functional.abstract(architecture, config, dtype)
     return ModelSpec(
         folder=folder,
         hf_config=hf_config,
@@ -77,17 +77,18 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         page_size=layout.page_size,
         graphdef=graphdef,
         shapes=shapes,
-        adapters=_adapters(options, architecture, config, dtype),
+        adapters=adapter_spec(
+            options.model or "demo",
+            architecture,
+            config,
+            shapes,
+            axes,
+            slots=options.max_loras,
+            rank=options.max_lora_rank,
+        )
+        if options.enable_lora
+        else None,
     )
-
-
-def _adapters(
-    options: EngineOptions, architecture: type, config: TextConfig, dtype: jnp.dtype
-) -> AdapterSpec | None:
-    if not options.enable_lora:
-        return None
-    name, sizes = options.model or "demo", (options.max_loras, options.max_lora_rank)
-    return adapter_spec(name, architecture, config, dtype, *sizes)
 
 
 def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array]:

@@ -5,7 +5,7 @@ differ in the contents of arrays alone, so programs stay.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +13,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ..lora.adapter import Part
+from ..lora.mapping import EMBED, HEAD
 from ..pallas_kernels.block_reference import own
 from .layers import Axes, matmul, weight
 
-EMBED, HEAD = "embed.weight", "head.weight"
-"""Of the vocabulary. A tied model has no such head, but updates of its own for it."""
 _HALVES = "gate_up"
 _PART_RULES = {
     "group": lambda size: (*(0,) * (size - 2), 1, 2),
@@ -164,19 +164,8 @@ def _at(model: Any, path: str) -> Any:
     return model
 
 
-class PartLike(Protocol):
-    """An update of part of a weight: `weight[index] += b @ a`."""
-
-    @property
-    def index(self) -> Any: ...
-    @property
-    def a(self) -> np.ndarray: ...
-    @property
-    def b(self) -> np.ndarray: ...
-
-
 def stacked(
-    updates: Iterable[PartLike], shape: Sequence[int], axes: Axes, rank: int, dtype: DTypeLike
+    updates: Iterable[Part], shape: Sequence[int], axes: Axes, rank: int, dtype: DTypeLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """One slot of the weight [out..., in] on the host: a [N, R, in] and b [out..., R]."""
     *out, in_size = shape

@@ -31,8 +31,15 @@ def lora_folder(
                 name = f"base_model.model.{module}.{part}.weight"
                 tensors[name] = scale * random.standard_normal(shape, np.float32)
     targets = sorted(end.rpartition(".")[2] for end in sizes)
-    fields = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": targets}
     folder.mkdir(parents=True)
+    return save_adapter(folder, tensors, RANK, targets)
+
+
+def save_adapter(
+    folder: Path, tensors: dict[str, np.ndarray], rank: int, targets: list[str]
+) -> Path:
+    """Writes the two files of an adapter whose alpha is its rank."""
+    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets}
     (folder / "adapter_config.json").write_text(json.dumps(fields))
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder

@@ -1,11 +1,12 @@
 """Finds the folder of a model: on this machine, on the Hugging Face Hub, or on ModelScope."""
 
+import functools
 import glob
 import importlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,16 @@ from .problems import FORMATS, shortlist
 
 logger = logging.getLogger(__name__)
 
+MODELSCOPE_SWITCHES = ("QUIRE_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE")
 _REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_MODELSCOPE_SWITCHES = ("QUIRE_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE")
+
+
+class NotDownloadedError(Exception):
+    """Files are not on this machine, and cannot be downloaded now; the text says why."""
+
+
+class DownloadFailedError(Exception):
+    """A download broke off; the text says how."""
 
 
 class _NoBar(tqdm):
@@ -60,9 +69,26 @@ def find_model(
             f"model={model!r} is {what}. Give the folder that holds config.json and the weights, "
             "or an id such as 'facebook/opt-125m'."
         )
-    if any(_is_set(switch) for switch in _MODELSCOPE_SWITCHES):
+    if wants_modelscope():
         return _from_modelscope(model, revision, download_dir, weights)
-    return _from_hub(model, revision, download_dir, progress, weights)
+    try:
+        return snapshot(
+            model,
+            lambda names: select_files(model, names, weights),
+            [CONFIG],
+            functools.partial(_why_unreachable, model, revision),
+            revision=revision,
+            download_dir=download_dir,
+            tqdm_class=None if progress else _NoBar,
+        )
+    except NotDownloadedError as error:
+        raise CheckpointError(
+            f"model={model!r} is no folder on this machine, was not downloaded before, and cannot "
+            f"be downloaded now: {error}. Check the name and the connection, or give the folder "
+            "of a copy."
+        ) from error.__cause__
+    except DownloadFailedError as error:
+        raise _download_failed(model, str(error)) from error.__cause__
 
 
 def select_files(model: str, names: Iterable[str], weights: bool) -> list[str]:
@@ -84,67 +110,66 @@ def select_files(model: str, names: Iterable[str], weights: bool) -> list[str]:
     return companions + chosen
 
 
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").strip().lower() in ("1", "true")
+def wants_modelscope() -> bool:
+    """Whether the environment asks for ModelScope in place of the Hub."""
+    values = (os.environ.get(switch, "") for switch in MODELSCOPE_SWITCHES)
+    return any(value.strip().lower() in ("1", "true") for value in values)
 
 
-def _from_hub(
-    model: str,
+def snapshot(
+    repository: str,
+    select: Callable[[list[str]], list[str]],
+    kept: list[str],
+    explain: Callable[[Exception], str],
+    *,
     revision: str | None,
     download_dir: str | Path | None,
-    progress: bool,
-    weights: bool,
+    **options: Any,
 ) -> Path:
+    """The folder of a repository of the Hub, with some of its files; `kept` where it is not asked.
+
+    Args:
+        select: those to download, of the names of all.
+        kept: patterns of files by which a download before is known.
+        explain: says why the Hub could not be asked.
+        options: for the download, as `huggingface_hub.snapshot_download` takes them.
+
+    Raises:
+        NotDownloadedError, DownloadFailedError, and what `select` raises.
+    """
     import huggingface_hub
     from huggingface_hub import constants
 
+    place = {"revision": revision, "cache_dir": download_dir}
     if constants.HF_HUB_OFFLINE:
-        return _from_cache(model, revision, download_dir, "HF_HUB_OFFLINE is set", None)
+        return _from_cache(repository, kept, place, "HF_HUB_OFFLINE is set", None)
     try:
-        names = huggingface_hub.HfApi().list_repo_files(model, revision=revision)
+        names = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
     except Exception as error:  # what the HTTP library raises differs between versions
-        why = _why_unreachable(model, revision, error)
-        return _from_cache(model, revision, download_dir, why, error)
-    files = select_files(model, names, weights)
+        return _from_cache(repository, kept, place, explain(error), error)
+    files = [glob.escape(file) for file in select(names)]
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model,
-                revision=revision,
-                cache_dir=download_dir,
-                allow_patterns=[glob.escape(file) for file in files],
-                tqdm_class=None if progress else _NoBar,
-            )
+        folder = huggingface_hub.snapshot_download(
+            repository, allow_patterns=files, **options, **place
         )
     except Exception as error:
-        raise _download_failed(model, error) from error
+        raise DownloadFailedError(f"{type(error).__name__}: {error}") from error
+    return Path(folder)
 
 
 def _from_cache(
-    model: str,
-    revision: str | None,
-    download_dir: str | Path | None,
-    why: str,
-    cause: Exception | None,
+    repository: str, kept: list[str], place: dict[str, Any], why: str, cause: Exception | None
 ) -> Path:
-    """What was downloaded before. `why` says, for the error, what keeps us from the Hub."""
+    """What was downloaded before. `why` says what keeps us from the Hub."""
     import huggingface_hub
 
     try:
         folder = huggingface_hub.snapshot_download(
-            model,
-            revision=revision,
-            cache_dir=download_dir,
-            local_files_only=True,
-            allow_patterns=[CONFIG],
+            repository, local_files_only=True, allow_patterns=kept, **place
         )
     except Exception as error:
-        raise CheckpointError(
-            f"model={model!r} is no folder on this machine, was not downloaded before, and cannot "
-            f"be downloaded now: {why}. Check the name and the connection, or give the folder "
-            "of a copy."
-        ) from cause or error
-    logger.info("Using the copy of %s downloaded before: %s.", model, why)
+        raise NotDownloadedError(why) from cause or error
+    logger.info("Using the copy of %s downloaded before: %s.", repository, why)
     return Path(folder)
 
 
@@ -166,10 +191,10 @@ def _why_unreachable(model: str, revision: str | None, error: Exception) -> str:
     return f"the Hub does not answer ({type(error).__name__}: {error})"
 
 
-def _download_failed(model: str, error: Exception) -> CheckpointError:
+def _download_failed(model: str, how: str) -> CheckpointError:
     return CheckpointError(
-        f"Downloading {model!r} failed ({type(error).__name__}: {error}). Check the connection and "
-        "the free disk space and try again; what is complete is kept."
+        f"Downloading {model!r} failed ({how}). Check the connection and the free disk space and "
+        "try again; what is complete is kept."
     )
 
 
@@ -197,4 +222,4 @@ def _from_modelscope(
     except CheckpointError:
         raise
     except Exception as error:  # modelscope passes on whatever its HTTP library raises
-        raise _download_failed(model, error) from error
+        raise _download_failed(model, f"{type(error).__name__}: {error}") from error

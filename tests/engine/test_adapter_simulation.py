@@ -4,21 +4,28 @@ The simulated device computes a row with what was last written to its adapter sl
 attends to shows whether all of it was computed with the adapter of its request.
 """
 
-import dataclasses
 import random
 import types
 import zlib
 from typing import Any
 
 import pytest
-from hypothesis import settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
 
 from quire.engine.adapter_slots import AdapterSlots
 from quire.engine.page_pool import PagePool
 from quire.engine.request import FinishReason, Sequence
 from quire.engine.scheduler import Schedule, Scheduler, SchedulerConfig
-from tests.engine.test_scheduler_simulation import VOCABULARY, Device, Simulation
+from tests.engine.test_scheduler_simulation import (
+    MACHINE_SETTINGS,
+    Device,
+    Simulation,
+    Traffic,
+    TrafficMachine,
+    run,
+    small_parts,
+)
 
 NAMES = 5
 
@@ -107,17 +114,12 @@ class AdapterSimulation(Simulation):
         self.slots.check_integrity([])
 
 
-@dataclasses.dataclass
-class Driver:
+class Driver(Traffic[AdapterSimulation]):
     """Chooses operations at random, in favour of crowds, shared prefixes and few slots."""
-
-    simulation: AdapterSimulation
-    rng: random.Random
 
     def operate(self) -> None:
         """One random operation, then the integrity check."""
-        simulation, rng = self.simulation, self.rng
-        unfinished = [request for request in simulation.requests[-20:] if not request.finished]
+        simulation, rng, unfinished = self.simulation, self.rng, self.unfinished
         chance = rng.random()
         if chance < 0.25 and len(unfinished) < 12:
             self.add()
@@ -138,62 +140,32 @@ class Driver:
         simulation.scheduler.check_integrity()
 
     def add(self) -> None:
-        rng, simulation = self.rng, self.simulation
-        stem = random.Random(rng.randrange(3)).choices(range(1, VOCABULARY), k=30)
-        prompt = stem[: rng.randrange(31)] + rng.choices(
-            range(1, VOCABULARY), k=rng.randrange(1, 5)
-        )
-        name = rng.randrange(-1, NAMES)
+        simulation, prompt = self.simulation, self.prompt()
+        name = self.rng.randrange(-1, NAMES)
         if name >= 0 and name not in simulation.known:
             simulation.load(name)
         adapter: Any = None
         if name >= 0:
             adapter = types.SimpleNamespace(digest=simulation.known[name])
         salts = [b"", b"", b"a", *(digest.encode() for digest in simulation.known.values())]
-        simulation.add(
-            prompt,
-            max_tokens=rng.randint(1, 60),
-            n=rng.choice((1, 1, 1, 2, 4)),
-            priority=rng.randrange(3),
-            salt=rng.choice(salts),
-            adapter=adapter,
-            waits_for_token=rng.random() < 0.1,
-            prompt_logprobs=rng.choice((None, None, 0)),
-        )
+        self.send(prompt, salts, adapter=adapter)
 
 
-def small_simulation(rng: random.Random) -> AdapterSimulation:
-    page_size = rng.choice((1, 2, 3, 4, 8))
-    tokens = rng.randint(40, 250)
-    config = SchedulerConfig(
-        max_num_seqs=rng.choice((2, 4, 8, 16)),
-        max_num_batched_tokens=rng.choice((4, 16, 64)),
-        max_model_len=100,
-        enable_prefix_caching=rng.random() < 0.7,
-        policy=rng.choice(("fcfs", "priority")),
-    )
+def small_driver(seed: int) -> Driver:
+    rng = random.Random(seed)
+    config, pool = small_parts(rng)
     slots = AdapterSlots(rng.choice((1, 1, 2, 3, 8)), tenure=rng.choice((0, 3, 20)))
-    return AdapterSimulation(config, PagePool(1 + max(2, tokens // page_size), page_size), slots)
+    return Driver(AdapterSimulation(config, pool, slots), rng)
 
 
 @pytest.mark.parametrize("seed", range(16))
 def test_random_traffic(seed: int):
-    rng = random.Random(seed)
-    driver = Driver(small_simulation(rng), rng)
-    for _ in range(1000):
-        driver.operate()
-    driver.simulation.finish()
+    run(small_driver(seed), 1000).finish()
 
 
 def test_random_traffic_meets_every_rule():
     """The traffic above would prove little if it never shared, waited, preempted or forgot."""
-    simulations = []
-    for seed in range(12):
-        rng = random.Random(seed)
-        driver = Driver(small_simulation(rng), rng)
-        for _ in range(300):
-            driver.operate()
-        simulations.append(driver.simulation)
+    simulations = [run(small_driver(seed), 300) for seed in range(12)]
     assert sum(s.scheduler.num_preemptions for s in simulations) > 10
     assert sum(s.pool.hit_tokens for s in simulations) > 100
     assert sum(s.verified for s in simulations) > 100
@@ -202,28 +174,8 @@ def test_random_traffic_meets_every_rule():
     assert sum(s.forgotten_pages for s in simulations) > 100
 
 
-class AdapterMachine(RuleBasedStateMachine):
-    """The same operations chosen by hypothesis, which shrinks what it finds."""
-
-    @initialize(seed=st.integers(0, 10_000))
-    def start(self, seed: int) -> None:
-        rng = random.Random(seed)
-        self.driver = Driver(small_simulation(rng), rng)
-        self.simulation = self.driver.simulation
-
-    def check(self) -> None:
-        self.simulation.scheduler.check_integrity()
-
-    @rule()
-    def add(self) -> None:
-        self.driver.add()
-        self.check()
-
-    @rule(steps=st.integers(1, 5))
-    def step(self, steps: int) -> None:
-        for _ in range(steps):
-            self.simulation.step()
-            self.check()
+class AdapterMachine(TrafficMachine):
+    new_driver = staticmethod(small_driver)
 
     @rule(name=st.integers(0, NAMES - 1), twin=st.one_of(st.none(), st.integers(0, NAMES - 1)))
     def load(self, name: int, twin: int | None) -> None:
@@ -240,19 +192,6 @@ class AdapterMachine(RuleBasedStateMachine):
         self.simulation.scheduler.preempt_all()
         self.check()
 
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        unfinished = [request for request in self.simulation.requests if not request.finished]
-        if unfinished:
-            self.simulation.abort(data.draw(st.sampled_from(unfinished)))
-            self.check()
-
-    def teardown(self) -> None:
-        if hasattr(self, "simulation"):
-            self.simulation.finish()
-
 
 TestAdapterMachine = AdapterMachine.TestCase
-TestAdapterMachine.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, derandomize=True, database=None
-)
+TestAdapterMachine.settings = MACHINE_SETTINGS

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from quire import AdapterError, AsyncEngine, Engine, LoRARequest, OptionError, SamplingParams
+from quire.engine.checkpoint.safetensors_file import open_safetensors
 from quire.engine.outputs import RequestOutput
 from quire.lora.adapter import merged
 from quire.lora.config import read_config
 from quire.lora.reader import read_adapter
 from tests.lora.conftest import FIXTURES, load_model
+from tests.lora_folders import save_adapter
 
 MODELS = ["llama3", "mistral", "opt", "opt_350m", "phi3", "qwen2", "qwen3"]
 """One of each architecture, and a tied one."""
@@ -57,16 +58,12 @@ def make_adapter(folder: Path, model: str, rank: int, seed: int = 0) -> LoRARequ
             sides = {"lora_A.weight": a, "lora_B.weight": b}
         tensors |= {f"base_model.model.{name}.{side}": array for side, array in sides.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(ends)}
-    (folder / "adapter_config.json").write_text(json.dumps(fields))
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_adapter(folder, tensors, rank, sorted(ends))
     return LoRARequest(f"rank {rank}, seed {seed}", 1000 * seed + rank, str(folder))
 
 
 def with_merged(model: str, request: LoRARequest) -> dict[str, Any]:
     """The parameters of the model with an adapter in its weights."""
-    from quire.engine.checkpoint.safetensors_file import open_safetensors
-
     folder = Path(request.path)
     stored = open_safetensors(folder / "adapter_model.safetensors")
     tensors = {name: tensor.array for name, tensor in stored.items()}
@@ -193,6 +190,7 @@ def test_mistakes_are_told_and_the_engine_serves_on(
 ) -> None:
     too_high = make_adapter(tmp_path / "64", "llama3", 64)
     missing = LoRARequest("missing", 77, str(tmp_path / "nothing"))
+    engine.add_lora(adapters[0])
     wrong: list[tuple[Any, type[Exception], str]] = [
         ("sql", OptionError, "LoRARequest"),
         ([adapters[0]] * 2, OptionError, "2 entries for 1 prompts"),

@@ -8,7 +8,7 @@ The tokens of a request must be those it would get alone.
 import dataclasses
 import random
 import types
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 from hypothesis import settings, strategies as st
@@ -221,17 +221,49 @@ class Simulation:
         assert all(request.finished for request in self.requests)
 
 
-@dataclasses.dataclass
-class Driver:
-    """Chooses operations at random, in favour of crowds, shared prefixes and small pools."""
+S = TypeVar("S", bound=Simulation)
 
-    simulation: Simulation
+
+@dataclasses.dataclass
+class Traffic(Generic[S]):
+    """Random requests, in favour of crowds and shared prefixes."""
+
+    simulation: S
     rng: random.Random
 
     def operate(self) -> None:
         """One random operation, then the integrity check."""
-        simulation, rng = self.simulation, self.rng
-        unfinished = [request for request in simulation.requests[-20:] if not request.finished]
+        raise NotImplementedError
+
+    @property
+    def unfinished(self) -> list[Request]:
+        return [request for request in self.simulation.requests[-20:] if not request.finished]
+
+    def prompt(self) -> list[int]:
+        rng = self.rng
+        stem = random.Random(rng.randrange(3)).choices(range(1, VOCABULARY), k=30)
+        return stem[: rng.randrange(31)] + rng.choices(range(1, VOCABULARY), k=rng.randrange(1, 5))
+
+    def send(self, prompt: list[int], salts: list[bytes], **fields: Any) -> None:
+        rng = self.rng
+        self.simulation.add(
+            prompt,
+            max_tokens=rng.randint(1, 60),
+            n=rng.choice((1, 1, 1, 2, 4)),
+            priority=rng.randrange(3),
+            salt=rng.choice(salts),
+            waits_for_token=rng.random() < 0.1,
+            prompt_logprobs=rng.choice((None, None, 0)),
+            **fields,
+        )
+
+
+class Driver(Traffic[Simulation]):
+    """Chooses operations at random, in favour of crowds, shared prefixes and small pools."""
+
+    def operate(self) -> None:
+        """One random operation, then the integrity check."""
+        simulation, rng, unfinished = self.simulation, self.rng, self.unfinished
         chance = rng.random()
         if chance < 0.22 and len(unfinished) < 12:
             self.add()
@@ -250,23 +282,10 @@ class Driver:
         simulation.scheduler.check_integrity()
 
     def add(self) -> None:
-        rng = self.rng
-        stem = random.Random(rng.randrange(3)).choices(range(1, VOCABULARY), k=30)
-        prompt = stem[: rng.randrange(31)] + rng.choices(
-            range(1, VOCABULARY), k=rng.randrange(1, 5)
-        )
-        self.simulation.add(
-            prompt,
-            max_tokens=rng.randint(1, 60),
-            n=rng.choice((1, 1, 1, 2, 4)),
-            priority=rng.randrange(3),
-            salt=rng.choice((b"", b"", b"a")),
-            waits_for_token=rng.random() < 0.1,
-            prompt_logprobs=rng.choice((None, None, 0)),
-        )
+        self.send(self.prompt(), [b"", b"", b"a"])
 
 
-def small_simulation(rng: random.Random) -> Simulation:
+def small_parts(rng: random.Random) -> tuple[SchedulerConfig, PagePool]:
     page_size = rng.choice((1, 2, 3, 4, 8))
     tokens = rng.randint(40, 250)
     config = SchedulerConfig(
@@ -276,76 +295,93 @@ def small_simulation(rng: random.Random) -> Simulation:
         enable_prefix_caching=rng.random() < 0.7,
         policy=rng.choice(("fcfs", "priority")),
     )
-    return Simulation(config, PagePool(1 + max(2, tokens // page_size), page_size))
+    return config, PagePool(1 + max(2, tokens // page_size), page_size)
+
+
+def small_driver(seed: int) -> Driver:
+    rng = random.Random(seed)
+    return Driver(Simulation(*small_parts(rng)), rng)
+
+
+def run(driver: Traffic[S], operations: int) -> S:
+    for _ in range(operations):
+        driver.operate()
+    return driver.simulation
 
 
 @pytest.mark.parametrize("seed", range(16))
 def test_random_traffic(seed: int):
-    rng = random.Random(seed)
-    driver = Driver(small_simulation(rng), rng)
-    for _ in range(1000):
-        driver.operate()
-    driver.simulation.finish()
+    run(small_driver(seed), 1000).finish()
 
 
 def test_random_traffic_meets_every_rule():
     """The traffic above would prove little if it never preempted, shared, refused or chunked."""
     preempted = hits = refused = verified = 0
     for seed in range(12):
-        rng = random.Random(seed)
-        driver = Driver(small_simulation(rng), rng)
-        for _ in range(300):
-            driver.operate()
-        preempted += driver.simulation.scheduler.num_preemptions
-        hits += driver.simulation.pool.hit_tokens
-        refused += driver.simulation.refused
-        verified += driver.simulation.verified
+        simulation = run(small_driver(seed), 300)
+        preempted += simulation.scheduler.num_preemptions
+        hits += simulation.pool.hit_tokens
+        refused += simulation.refused
+        verified += simulation.verified
     assert min(preempted, refused) > 10
     assert min(hits, verified) > 100
 
 
-class SchedulerMachine(RuleBasedStateMachine):
+class TrafficMachine(RuleBasedStateMachine):
     """The same operations chosen by hypothesis, which shrinks what it finds."""
+
+    new_driver: Any
+    """Makes a driver from a seed."""
 
     @initialize(seed=st.integers(0, 10_000))
     def start(self, seed: int) -> None:
-        rng = random.Random(seed)
-        self.driver = Driver(small_simulation(rng), rng)
+        self.driver = self.new_driver(seed)
         self.simulation = self.driver.simulation
+
+    def check(self) -> None:
+        self.simulation.scheduler.check_integrity()
 
     @rule()
     def add(self) -> None:
         self.driver.add()
+        self.check()
 
     @rule(steps=st.integers(1, 5))
     def step(self, steps: int) -> None:
         for _ in range(steps):
             self.simulation.step()
-            self.simulation.scheduler.check_integrity()
+            self.check()
 
     @rule()
     def read_tokens(self) -> None:
         self.simulation.read_tokens()
-        self.simulation.scheduler.check_integrity()
+        self.check()
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         unfinished = [request for request in self.simulation.requests if not request.finished]
         if unfinished:
             self.simulation.abort(data.draw(st.sampled_from(unfinished)))
-            self.simulation.scheduler.check_integrity()
-
-    @rule()
-    def update_weights(self) -> None:
-        self.simulation.update_weights()
-        self.simulation.scheduler.check_integrity()
+            self.check()
 
     def teardown(self) -> None:
         if hasattr(self, "simulation"):
             self.simulation.finish()
 
 
-TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(
+MACHINE_SETTINGS = settings(
     max_examples=40, stateful_step_count=40, deadline=None, derandomize=True, database=None
 )
+
+
+class SchedulerMachine(TrafficMachine):
+    new_driver = staticmethod(small_driver)
+
+    @rule()
+    def update_weights(self) -> None:
+        self.simulation.update_weights()
+        self.check()
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = MACHINE_SETTINGS

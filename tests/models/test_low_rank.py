@@ -9,6 +9,7 @@ from tests.lora.conftest import FIXTURES, load_adapter, load_model
 
 from quire.lora.adapter import merged
 from quire.lora.config import read_config
+from quire.lora.mapping import EMBED, HEAD
 from quire.lora.reader import read_adapter
 from quire.models import functional, low_rank
 from quire.models.batch import TokenBatch
@@ -25,11 +26,11 @@ def stacks(axes: dict[str, Any], shapes: dict[str, Any], adapter: Any, slot: int
         for name, shape in shapes.items()
         if name.endswith((".a", ".b"))
     }
-    for name in {*axes, low_rank.HEAD}:
+    for name in {*axes, HEAD}:
         path = low_rank.path_of(name)
         if f"{path}.a" not in arrays:
             continue
-        whole = name if name in shapes else low_rank.EMBED
+        whole = name if name in shapes else EMBED
         new = low_rank.stacked(
             adapter.parts.get(name, ()), shapes[whole].shape, axes[whole], RANK, jnp.float32
         )

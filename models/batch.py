@@ -31,6 +31,8 @@ class TokenBatch:
     """Row r owns the tokens query_starts[r] to query_starts[r + 1]; padding rows repeat the end."""
     adapters: Int[Array, " T"] | None = dataclasses.field(default=None, kw_only=True)
     """The slot of each token's adapter, the number of slots for none; None where there are none."""
+    rotary_positions: Int[Array, "3 T"] | None = dataclasses.field(default=None, kw_only=True)
+    """Positions along time, height and width, of models that rotate by them (`models.mrope`)."""
     decode: bool = dataclasses.field(metadata={"static": True})
     """True where every row has exactly one token: T == R and rows == arange(R). Static."""
     one_path: bool = dataclasses.field(default=False, metadata={"static": True})

@@ -17,6 +17,7 @@ from .attention import LayerCache, Rotary, attend, attend_rotary, split_heads
 from .batch import TokenBatch, adapters_of
 from .block import Sum, add_norm, gated_matmul, linear, project, vocabulary
 from .checkpoint_map import CheckpointMap, Piece
+from .features import Features
 from .functional import run_layers
 from .layers import (
     Embedding,
@@ -233,20 +234,28 @@ class Llama(nnx.Module):
         tokens: Int[Array, " T"],
         batch: TokenBatch | None = None,
         cache: tuple[LayerCache, ...] | None = None,
+        features: Features | None = None,
     ) -> tuple[Float[Array, "T E"], tuple[LayerCache, ...] | None]:
         """Hidden states of the tokens, after the last norm, and the cache with their K and V.
 
         Without batch and cache the tokens are one sequence from position 0 (for training). The
         cache is one (K, V) a layer, and is written in place where the caller donates it.
+        `features` take the place of some tokens' embeddings.
         """
-        positions = jnp.arange(tokens.shape[0]) if batch is None else batch.positions
-        rotary = self.config.rope.cos_sin(positions)
+        rotary = self._rotary(tokens, batch)
         x = self.embed(tokens)
         if self.embed_lora is not None:
             x = x + self.embed_lora.lookup(tokens, adapters_of(batch))
+        if features is not None:
+            x = features.over(x)
         stream = x, Sum(jnp.zeros_like(x))
         stream, cache = run_layers(self.layers, stream, cache, rotary, batch)
         return add_norm(self.norm, *stream)[1], cache
+
+    def _rotary(self, tokens: Int[Array, " T"], batch: TokenBatch | None) -> Rotary:
+        """Cosine and sine of the tokens' rotary positions."""
+        positions = jnp.arange(tokens.shape[0]) if batch is None else batch.positions
+        return self.config.rope.cos_sin(positions)
 
     @jax.named_scope("logits")
     def logits(

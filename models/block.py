@@ -25,6 +25,8 @@ _GATES = {
 """Activations of `config.json` that the kernels know, by the kernels' names."""
 _NORM_ROWS = 512
 """Up to here a kernel norms faster than XLA."""
+_PRODUCT_ROWS = range(33, 65)
+"""Here a kernel multiplies faster than XLA's."""
 
 
 class Sum(NamedTuple):
@@ -59,7 +61,7 @@ def project(
             y, h = matmul(x, flat), matmul(x, a)
         update = Update(h.reshape(-1, *lora.a.shape[:-1]), lora.b[...], adapters)
         return Sum(y.reshape(-1, *w.shape[:-1]), update)
-    y = matmul(x, flat).reshape(-1, *w.shape[:-1])
+    y = _product(x, flat).reshape(-1, *w.shape[:-1])
     return Sum(y if lora is None else y + lora(x, adapters))
 
 
@@ -71,8 +73,6 @@ def linear(
     defer: bool = False,
 ) -> Sum:
     """layer(x), that of its adapters included; arguments as for `project`."""
-    if layer.lora is None:
-        return Sum(layer(x))
     y, update = project(x, layer.weight[...], layer.lora, adapters, defer=defer)
     return Sum(y if layer.bias is None else y + layer.bias[...][None], update)
 
@@ -132,6 +132,16 @@ def gated_matmul(
     if bias is not None:
         y = y + bias[None]
     return ACTIVATIONS[activation](y[:, 0]) * y[:, 1]
+
+
+def _product(x: Float[Array, "T E"], w: Float[Array, "O E"]) -> Float[Array, "T O"]:
+    """x @ w.T, as `layers.matmul`."""
+    if len(x) in _PRODUCT_ROWS and x.dtype == w.dtype and _on_hopper(x):
+        from ..pallas_kernels import hopper_matmul  # slow to import
+
+        if hopper_matmul.joint_fits(len(x), len(w), 0, w.shape[1], x.dtype):
+            return _with_gradient(hopper_matmul.matmul, block_reference.matmul)(x, w)
+    return matmul(x, w)
 
 
 def _defers(x: Float[Array, "T E"], w: Array) -> bool:

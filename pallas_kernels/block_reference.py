@@ -141,9 +141,13 @@ def gated_matmul(
     return (ACTIVATIONS[activation](gate) * up).astype(x.dtype)
 
 
+def matmul(x: Float[Array, "T E"], w: Float[Array, "O E"]) -> Float[Array, "T O"]:
+    """x times the transpose of w, in float32, then in the type of x."""
+    return jnp.einsum("te,oe->to", x, w, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
 def joint_matmul(
     x: Float[Array, "T E"], w: Float[Array, "O E"], a: Float[Array, "M E"]
 ) -> tuple[Float[Array, "T O"], Float[Array, "T M"]]:
-    """x times the transposes of w and of a, in float32, then in the type of x."""
-    y, h = (jnp.einsum("te,oe->to", x, m, preferred_element_type=jnp.float32) for m in (w, a))
-    return y.astype(x.dtype), h.astype(x.dtype)
+    """x times the transposes of w and of a."""
+    return matmul(x, w), matmul(x, a)

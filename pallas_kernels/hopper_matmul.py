@@ -61,7 +61,10 @@ def fits(tokens: int, out: int, width: int, dtype: Any, *, low: int = 0) -> bool
 
 
 def joint_fits(tokens: int, out: int, low: int, width: int, dtype: Any) -> bool:
-    """Whether products of [tokens, width] with [out, width] and [low, width] can run here."""
+    """Whether products of [tokens, width] with [out, width] and [low, width] can run here.
+
+    `low` 0 is no second product.
+    """
     few = _FEWEST <= tokens <= _MOST_JOINT
     if not few or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return False
@@ -125,6 +128,29 @@ def joint_matmul(
     Args:
         interpret: run on any device, slowly.
     """
+    y, h = _joint("joint_matmul", x, w, a, tuning, interpret)
+    return y, h
+
+
+def matmul(
+    x: Float[Array, "T E"],
+    w: Float[Array, "O E"],
+    *,
+    tuning: Tuning | None = None,
+    interpret: bool = False,
+) -> Float[Array, "T O"]:
+    """x times the transpose of w, for shapes that `joint_fits` takes with M = 0.
+
+    As `joint_matmul` without its second product.
+    """
+    [y] = _joint("matmul", x, w, w[:0], tuning, interpret)
+    return y
+
+
+def _joint(
+    name: str, x: Array, w: Array, a: Array, tuning: Tuning | None, interpret: bool
+) -> list[Array]:
+    """One product, or two where `a` has rows."""
     (tokens, width), (out, _), (low, _) = x.shape, w.shape, a.shape
     if tuning is None:
         best = joint_plan(ROWS, out, width, low)
@@ -135,10 +161,11 @@ def joint_matmul(
         out, low = (pl.cdiv(n, tuning.columns) * tuning.columns for n in (out, low))
         plan = dataclasses.replace(plan, out=out, low=low)
     assert plan.fits, plan
-    results = [jax.ShapeDtypeStruct((plan.tokens, n), x.dtype) for n in (plan.out, plan.low)]
-    run = _kernel("joint_matmul", plan, functools.partial(_Joint, plan), results, interpret)
-    y, h = run(_rows(x, plan.tokens), _rows(w, plan.out), _rows(a, plan.low))
-    return y[:tokens, : w.shape[0]], h[:tokens, : a.shape[0]]
+    matrices = [_rows(m, n) for m, n in ((w, plan.out), (a, plan.low)) if n]
+    results = [jax.ShapeDtypeStruct((plan.tokens, len(m)), x.dtype) for m in matrices]
+    run = _kernel(name, plan, functools.partial(_Joint, plan), results, interpret)
+    found = run(_rows(x, plan.tokens), *matrices)
+    return [y[:tokens, : len(m)] for y, m in zip(found, (w, a), strict=False)]
 
 
 def _without_clusters(tuning: Tuning, interpret: bool) -> Tuning:
@@ -392,6 +419,8 @@ class _Joint(_ThreadBlock):
 
     def either(self, tile: _Tile, serve: Callable[[int, Array], None]) -> None:
         """Calls `serve` with 0 or 1 for W or A, whose tile it is, and the column in there."""
+        if not self.plan.low:
+            return serve(0, tile.column)
         border = self.plan.first_low * self.plan.tuning.columns
         pl.when(tile.column < border)(lambda: serve(0, tile.column))
         pl.when(tile.column >= border)(lambda: serve(1, tile.column - border))
@@ -415,10 +444,11 @@ class _Joint(_ThreadBlock):
 
     def finish(self, rows: Any, tile: _Tile, accs: list[Array]) -> None:
         out = self.store(rows, accs[0])
+        results = self.refs[1 + len(self.refs) // 2 :]
 
         def send(which: int, column: Array) -> None:
             columns = pl.ds(column, self.plan.tuning.columns)
-            to = self.refs[3 + which].at[pl.ds(tile.row + rows.start, ROWS), columns]
+            to = results[which].at[pl.ds(tile.row + rows.start, ROWS), columns]
             self.gpu.copy_smem_to_gmem(out, to)
 
         self.either(tile, send)

@@ -207,7 +207,7 @@ class JointPlan(Plan):
         # the last copy of a result ends at a multiple of what a copy lays out as one, or before one
         unit = math.gcd(self.tuning.columns, LINE)
         ends = all(n % unit == 0 or n < unit for n in (self.out, self.low))
-        return super().fits and ends and self.low > 0 and self.down == self.waves == 1
+        return super().fits and ends and self.down == self.waves == 1
 
     @property
     def cost(self) -> float:

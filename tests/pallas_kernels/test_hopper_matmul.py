@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quire.pallas_kernels import block_reference, matmul_tiles
-from quire.pallas_kernels.hopper_matmul import fits, gated_matmul, joint_fits, joint_matmul
+from quire.pallas_kernels.hopper_matmul import fits, gated_matmul, joint_fits, joint_matmul, matmul
 from quire.pallas_kernels.matmul_tiles import Tuning
 
 needs_mosaic = pytest.mark.skipif(
@@ -85,6 +85,16 @@ def check_joint(
         assert_close(result, want)
 
 
+def check_alone(
+    tokens: int, out: int, width: int, *, dtype: str = "bfloat16", **options: Any
+) -> None:
+    x = normal(tokens, width, dtype=dtype, seed=1)
+    w = normal(out, width, dtype=dtype, seed=2) * jnp.asarray(width**-0.5, dtype)
+    run = functools.partial(matmul, **options)
+    got = run(x, w) if options.get("interpret") else jax.jit(run)(x, w)
+    assert_close(got, block_reference.matmul(x, w))
+
+
 @needs_mosaic
 @pytest.mark.parametrize(
     ("tokens", "out", "width", "activation", "options"),
@@ -121,6 +131,21 @@ def test_interpreted_joint_product_matches_the_twin(
     tokens: int, out: int, low: int, width: int, options: dict[str, Any]
 ) -> None:
     check_joint(tokens, out, low, width, interpret=True, **options)
+
+
+@needs_mosaic
+@pytest.mark.parametrize(
+    ("tokens", "out", "width", "options"),
+    [
+        (50, 64, 256, {"tuning": Tuning(1, 32, depth=128)}),
+        (9, 48, 192, {"tuning": Tuning(1, 48, stages=2), "dtype": "float16"}),
+        (64, 128, 256, {}),
+    ],
+)
+def test_interpreted_product_matches_the_twin(
+    tokens: int, out: int, width: int, options: dict[str, Any]
+) -> None:
+    check_alone(tokens, out, width, interpret=True, **options)
 
 
 @needs_mosaic
@@ -228,6 +253,14 @@ def test_joint_products_of_models_match_the_twin(
 
 @needs_mosaic
 @pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [12, 64])
+@pytest.mark.parametrize(("out", "width"), [(6144, 4096), (4096, 4096), (4096, 14336)])
+def test_products_of_models_match_the_twin(tokens: int, out: int, width: int) -> None:
+    check_alone(tokens, out, width)
+
+
+@needs_mosaic
+@pytest.mark.gpu
 @pytest.mark.parametrize("tuning", JOINT_TUNINGS, ids=str)
 def test_a_row_of_a_joint_product_does_not_depend_on_the_others(tuning: Tuning) -> None:
     x, w, a = normal(64, 1024), normal(2048, 1024, seed=1), normal(64, 1024, seed=2)
@@ -280,6 +313,7 @@ def test_fits_updates_of_whole_copies() -> None:
     [
         (64, 6144, 48, 4096, jnp.bfloat16, True),
         (9, 4096, 16, 14336, jnp.float16, True),
+        (64, 4096, 0, 14336, jnp.bfloat16, True),
         (65, 4096, 128, 4096, jnp.bfloat16, False),
         (8, 4096, 16, 4096, jnp.bfloat16, False),
         (64, 4096, 16, 4096, jnp.float32, False),
@@ -295,7 +329,7 @@ def test_joint_fits(tokens: int, out: int, low: int, width: int, dtype: Any, wan
 
 @pytest.mark.parametrize(("out", "width"), [(6144, 4096), (4096, 4096), (4096, 14336)])
 def test_joint_tiles_keep_the_gpu_busy_at_once(out: int, width: int) -> None:
-    for low in (16, 48, 128, 384):
+    for low in (0, 16, 48, 128, 384):
         plan = matmul_tiles.joint_plan(64, out, width, low)
         assert plan is not None
         assert plan.waves == 1

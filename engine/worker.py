@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
@@ -16,6 +17,8 @@ from .request import Request
 from .sampling_params import RequestOutputKind
 
 T = TypeVar("T")
+_REST = 2
+"""Times as long as it took an event loop to handle outputs, it takes none."""
 Item = RequestOutput | EngineClosedError
 
 
@@ -56,6 +59,45 @@ class Stream:
         raise _again(self._ended)
 
 
+class Receiver:
+    """An event loop that takes outputs, and then leaves Python's lock to the steps for a while.
+
+    Many streams keep a loop busy for longer than a step takes; meanwhile outputs pile up and become
+    fewer. Few streams notice nothing of it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._items: list[tuple[Stream, Item]] = []
+        self._awake = False
+        """Whether the loop is going to look for items."""
+
+    def hand(self, items: list[tuple[Stream, Item]]) -> None:
+        """From any thread. Raises RuntimeError where the loop was closed."""
+        with self._lock:
+            self._items += items
+            asleep, self._awake = not self._awake, True
+        if asleep or self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.take)
+
+    def take(self) -> None:
+        """Hands on all there is, and comes again later. On the loop alone."""
+        with self._lock:
+            items, self._items = self._items, []
+            self._awake = bool(items)
+        if not items:
+            return
+        started = time.monotonic()
+        for stream, item in items:
+            stream.put(item)
+        # after those that have been woken now, and whom they wake
+        self._loop.call_soon(self._loop.call_soon, self._rest, started)
+
+    def _rest(self, started: float) -> None:
+        self._loop.call_later((time.monotonic() - started) * _REST, self.take)
+
+
 class Worker:
     """The thread that steps an engine. It alone touches the core, for others between steps."""
 
@@ -65,6 +107,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox: list[tuple[Stream, Item]] = []
         self._streams: dict[str, Stream] = {}  # of generators that have not ended, by request id
+        self._receivers: dict[asyncio.AbstractEventLoop, Receiver] = {}
         self._closing = False
         self.ended: EngineClosedError | None = None
         """Why it serves no more; None while it does."""
@@ -150,26 +193,27 @@ class Worker:
         self._deliver()
 
     def _deliver(self) -> None:
-        """Sends what a step gave to the event loops, with one call to each: a call wakes it."""
+        """Sends what a step gave to the event loops."""
         batches: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]] = {}
         for stream, item in self._outbox:
             batches.setdefault(stream.loop, []).append((stream, item))
         self._outbox.clear()
         for loop, batch in batches.items():
             try:
-                loop.call_soon_threadsafe(_put_all, batch)
+                self._receiver(loop).hand(batch)
             except RuntimeError:  # the loop was closed, so nobody waits any more
                 self._abandon([stream for stream, _ in batch])
+
+    def _receiver(self, loop: asyncio.AbstractEventLoop) -> Receiver:
+        if loop not in self._receivers:
+            alive = {one: r for one, r in self._receivers.items() if not one.is_closed()}
+            self._receivers = {**alive, loop: Receiver(loop)}
+        return self._receivers[loop]
 
     def _abandon(self, streams: list[Stream]) -> None:
         for stream in streams:
             self._streams.pop(stream.request_id, None)
             self._core.abort(stream.request_id)
-
-
-def _put_all(batch: list[tuple[Stream, Item]]) -> None:
-    for stream, item in batch:
-        stream.put(item)
 
 
 def _again(error: EngineClosedError) -> EngineClosedError:

@@ -37,7 +37,7 @@ class Sum(NamedTuple):
 
 
 def project(
-    x: Float[Array, "T E"],
+    x: Float[Array, "*T E"],
     w: Float[Array, "... E"],
     lora: LowRank | None,
     adapters: Int[Array, " T"] | None,
@@ -61,13 +61,13 @@ def project(
             y, h = matmul(x, flat), matmul(x, a)
         update = Update(h.reshape(-1, *lora.a.shape[:-1]), lora.b[...], adapters)
         return Sum(y.reshape(-1, *w.shape[:-1]), update)
-    y = _product(x, flat).reshape(-1, *w.shape[:-1])
+    y = _product(x, flat).reshape(*x.shape[:-1], *w.shape[:-1])
     return Sum(y if lora is None else y + lora(x, adapters))
 
 
 def linear(
     layer: Linear,
-    x: Float[Array, "T I"],
+    x: Float[Array, "*T I"],
     adapters: Int[Array, " T"] | None,
     *,
     defer: bool = False,
@@ -134,7 +134,7 @@ def gated_matmul(
     return ACTIVATIONS[activation](y[:, 0]) * y[:, 1]
 
 
-def _product(x: Float[Array, "T E"], w: Float[Array, "O E"]) -> Float[Array, "T O"]:
+def _product(x: Float[Array, "*T E"], w: Float[Array, "O E"]) -> Float[Array, "*T O"]:
     """x @ w.T, as `layers.matmul`."""
     if len(x) in _PRODUCT_ROWS and x.dtype == w.dtype and _on_hopper(x):
         from ..pallas_kernels import hopper_matmul  # slow to import

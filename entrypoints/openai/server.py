@@ -28,7 +28,7 @@ from .service import Service, names_of
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
-SWITCH_INTERVAL = 5e-4
+SWITCH_INTERVAL = 1e-4
 """Seconds after which a thread hands Python's lock over: the engine's steps must not wait long for
 the event loop, nor that for them."""
 

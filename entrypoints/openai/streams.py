@@ -27,15 +27,50 @@ class ClientGoneError(Exception):
     """The client hung up."""
 
 
-class Outputs:
-    """The outputs of several requests, as they come, on one event loop.
+class Outputs(Protocol):
+    """The outputs of requests, as they come, on one event loop."""
+
+    async def take(self) -> dict[int, RequestOutput]:
+        """What is new, by the number of the request; waits for some. {} is the end.
+
+        Raises what a generator raised, after all outputs that came before.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises what a generator raised so far."""
+        ...
+
+    async def close(self) -> None:
+        """Aborts what still runs."""
+        ...
+
+
+class _Single:
+    """Those of one request, without a task in between."""
+
+    def __init__(self, generator: AsyncGenerator[RequestOutput, None]) -> None:
+        self._generator = generator
+
+    async def take(self) -> dict[int, RequestOutput]:
+        output = await anext(self._generator, None)
+        return {} if output is None else {0: output}
+
+    def check(self) -> None:
+        """Raises nothing: `take` has."""
+
+    async def close(self) -> None:
+        await self._generator.aclose()
+
+
+class _Several:
+    """Those of several requests.
 
     Those that pile up while nobody takes them are joined, so that a slow reader costs no more
     than their tokens. Every request begins to run at once.
     """
 
     def __init__(self, generators: Sequence[AsyncGenerator[RequestOutput, None]]) -> None:
-        """Takes generators of DELTA or FINAL_ONLY outputs, and closes them in the end."""
         self._news = asyncio.Event()
         self._waiting: dict[int, RequestOutput] = {}
         self._error: Exception | None = None
@@ -46,10 +81,6 @@ class Outputs:
         ]
 
     async def take(self) -> dict[int, RequestOutput]:
-        """What is new, by the number of the request; waits for some. {} is the end.
-
-        Raises what a generator raised, after all outputs that came before.
-        """
         await self._news.wait()
         self._news.clear()
         taken, self._waiting = self._waiting, {}
@@ -60,12 +91,10 @@ class Outputs:
         return taken
 
     def check(self) -> None:
-        """Raises what a generator raised so far."""
         if self._error is not None:
             raise self._error
 
     async def close(self) -> None:
-        """Aborts what still runs."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -82,6 +111,11 @@ class Outputs:
         finally:
             self._open -= 1
             self._news.set()
+
+
+def outputs_of(generators: Sequence[AsyncGenerator[RequestOutput, None]]) -> Outputs:
+    """Takes generators of DELTA or FINAL_ONLY outputs, and closes them in the end."""
+    return _Single(generators[0]) if len(generators) == 1 else _Several(generators)
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -116,7 +150,7 @@ async def last_outputs(
     generators: Sequence[AsyncGenerator[RequestOutput, None]],
 ) -> list[RequestOutput]:
     """The output of each generator of FINAL_ONLY outputs. All are aborted where one fails."""
-    outputs = Outputs(generators)
+    outputs = outputs_of(generators)
     found: dict[int, RequestOutput] = {}
     try:
         while taken := await outputs.take():
@@ -194,7 +228,7 @@ async def stream(
 
     Raises what fails before that, and ClientGoneError.
     """
-    outputs = Outputs(generators)
+    outputs = outputs_of(generators)
     try:
         first = await unless_gone(receive, outputs.take())
         outputs.check()

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -330,28 +330,62 @@ def test_weights_and_cache_change_between_steps(served: AsyncEngine) -> None:
     assert served.get_tokenizer().decode([1]) is not None
 
 
-def test_a_step_is_one_call_to_the_loop(
+def test_a_step_is_one_call_to_the_loop_at_most(
     served: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[int] = []
+    calls, put = [0], [0]
+    real_put = worker.Stream.put
+
+    def counted_put(stream: worker.Stream, item: Any) -> None:
+        put[0] += 1
+        real_put(stream, item)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         real = loop.call_soon_threadsafe
 
         def counting(callback: Any, *args: Any, **options: Any) -> Any:
-            if callback is worker._put_all:
-                calls.append(len(args[0]))
+            calls[0] += getattr(callback, "__func__", None) is worker.Receiver.take
             return real(callback, *args, **options)
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
         params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
         await asyncio.gather(*(last(served.generate(p, params)) for p in PROMPTS * 2))
 
+    monkeypatch.setattr(worker.Stream, "put", counted_put)
     before = served.stats().num_steps
     run(main())
-    assert sum(calls) == 8 * 30
-    assert len(calls) <= served.stats().num_steps - before + 1
+    assert put[0] == 8 * 30
+    assert 0 < calls[0] <= served.stats().num_steps - before + 1
+
+
+def test_a_loop_that_was_busy_rests_and_takes_all_that_came_meanwhile() -> None:
+    rests: list[tuple[float, Any]] = []
+    taken: list[int] = []
+
+    class Slow:
+        def put(self, item: int) -> None:
+            time.sleep(0.01)
+            taken.append(item)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later = lambda delay, callback: rests.append((delay, callback))  # pyright: ignore[reportAttributeAccessIssue]
+        receiver, stream = worker.Receiver(loop), cast(Any, Slow())
+        receiver.hand([(stream, cast(Any, 0))])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        receiver.hand([(stream, cast(Any, 1))])
+        receiver.hand([(stream, cast(Any, 2))])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert taken == [0]
+        [(delay, take)] = rests
+        assert delay >= 0.01
+        take()
+        assert taken == [0, 1, 2]
+
+    run(main())
 
 
 def test_the_loop_goes_on_during_a_step(

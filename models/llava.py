@@ -1,0 +1,239 @@
+"""LLaVA-1.5: pictures through CLIP's tower and a projector of two layers, into Llama.
+
+The projector is that of arXiv:2310.03744.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ..errors import ModelConfigError, UnsupportedModelError
+from . import clip, hf_config
+from .checkpoint_map import CheckpointMap, Piece
+from .clip import CHANNELS, ClipConfig, ClipTower
+from .layers import ACTIVATIONS, Linear, check_activation
+from .llama import Llama, LlamaConfig
+
+_TEXT_DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
+"""Fields of `text_config` that files leave out where they are as in Llama 7B."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlavaConfig(LlamaConfig):
+    """The text's fields, and those of what makes features of pictures.
+
+    `image_seq_length` of the file is not read: how many features a picture has follows from the
+    tower.
+    """
+
+    vision: ClipConfig
+    image_token: int
+    """The token that stands for one feature of a picture in a prompt."""
+    full: bool
+    """Whether the class token's feature is kept, before those of the patches."""
+    projector_activation: str
+    projector_bias: bool
+
+    @property
+    def picture_rows(self) -> int:
+        """Features of one picture."""
+        return self.vision.num_patches + self.full
+
+    @classmethod
+    def _fields(cls, hf: hf_config.HfConfig, max_model_len: int | None) -> dict[str, Any]:
+        text = _text_config(hf)
+        tied = (hf_config.flag(part, "tie_word_embeddings", False) for part in (hf, text))
+        fields = super()._fields({**text, "tie_word_embeddings": any(tied)}, max_model_len)
+        activation = hf_config.text(hf, "projector_hidden_act", "gelu")
+        layer = hf.get("vision_feature_layer")
+        vision = _part(hf, "vision_config", clip.VIT_L_14_336)
+        return fields | {
+            "vision": ClipConfig.from_hf(vision, -2 if layer is None else layer),
+            "image_token": _image_token(hf, fields["vocab_size"]),
+            "full": _keeps_class_token(hf),
+            "projector_activation": check_activation(activation),
+            "projector_bias": hf_config.flag(hf, "multimodal_projector_bias", True),
+        }
+
+
+def _text_config(hf: hf_config.HfConfig) -> dict[str, Any]:
+    text = _part(hf, "text_config", {})
+    kind = hf_config.text(text, "model_type", "llama")
+    if kind != "llama":
+        raise UnsupportedModelError(
+            f"The text_config in the model's config.json has the model_type {kind!r}; only 'llama' "
+            "is supported in a LlavaForConditionalGeneration. Use a LLaVA model made of Llama or "
+            "Vicuna."
+        )
+    given = {name: value for name, value in text.items() if value is not None}
+    return {**_TEXT_DEFAULTS, **given}
+
+
+def _part(hf: hf_config.HfConfig, name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a part of the model, or `default` where it is missing or null."""
+    part = hf.get(name)
+    if part is None:
+        return default
+    if not isinstance(part, Mapping):
+        raise ModelConfigError(
+            f"The field {name!r} in the model's config.json is {part!r}; it must be an object with "
+            "the fields of that part of the model. Correct the file."
+        )
+    return part
+
+
+def _image_token(hf: hf_config.HfConfig, vocab_size: int) -> int:
+    name = "image_token_index" if hf.get("image_token_id") is None else "image_token_id"
+    token = hf_config.optional_count(hf, name, 32000, least=0)
+    if token >= vocab_size:
+        raise ModelConfigError(
+            f"The field {name!r} in the model's config.json is {token}; it must be below "
+            f"{vocab_size}, the size of the vocabulary. Correct the file."
+        )
+    return token
+
+
+def _keeps_class_token(hf: hf_config.HfConfig) -> bool:
+    strategy = hf_config.text(hf, "vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):
+        raise ModelConfigError(
+            f"The field 'vision_feature_select_strategy' in the model's config.json is "
+            f"{strategy!r}; allowed are 'default' and 'full'. Correct the file."
+        )
+    return strategy == "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaEncoder:
+    """How pictures, float32 [3, H, W], become inputs of `encode`; a run's size is in pictures."""
+
+    image_size: int
+    """H and W, in pixels."""
+    rows: int
+    """Features of one picture."""
+
+    def units(self, picture: np.ndarray) -> int:
+        """Each picture is one of a run's `size`."""
+        return 1
+
+    def inputs(self, pictures: Sequence[np.ndarray], size: int) -> dict[str, np.ndarray]:
+        """The pictures of one run, at most `size`, and zeros behind them.
+
+        Raises:
+            ModelConfigError: a picture is not as large as the tower needs.
+        """
+        shape = self._shape(size)
+        pixels = np.zeros(shape, np.float32)
+        for i, picture in enumerate(pictures):
+            if picture.shape != shape[1:]:
+                raise ModelConfigError(
+                    f"The model's preprocessor_config.json makes pictures of shape "
+                    f"{list(picture.shape)}, but the vision tower takes {list(shape[1:])}: "
+                    "crop_size must be image_size of the vision_config in config.json. Correct the "
+                    "files."
+                )
+            pixels[i] = picture
+        return {"pixels": pixels}
+
+    def num_rows(self, size: int) -> int:
+        """Rows that `encode` gives for a run of `size` pictures, those of padding included."""
+        return size * self.rows
+
+    def num_tokens(self, picture: np.ndarray) -> int:
+        """Rows of one picture, the same for all."""
+        return self.rows
+
+    def abstract(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of `inputs`."""
+        return {"pixels": jax.ShapeDtypeStruct(self._shape(size), np.float32)}
+
+    def _shape(self, size: int) -> tuple[int, ...]:
+        return size, CHANNELS, self.image_size, self.image_size
+
+
+class Projector(nnx.Module):
+    """From features of the tower to embeddings of the text."""
+
+    def __init__(self, config: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        inner, size = config.vision.feature_size, config.hidden_size
+        make = {"bias": config.projector_bias, "dtype": dtype, "rngs": rngs}
+        self.up = Linear(inner, size, ("mlp", "vision_embed"), **make)
+        self.down = Linear(size, size, ("embed", "mlp"), **make)
+        self.activation = config.projector_activation
+
+    @jax.named_scope("projector")
+    def __call__(self, x: Float[Array, "*N V"]) -> Float[Array, "*N E"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class Llava(Llama):
+    """`LlavaForConditionalGeneration` with Llama as its text model."""
+
+    config_class: ClassVar[type[LlamaConfig]] = LlavaConfig
+    towers: ClassVar[tuple[str, ...]] = ("vision", "projector")
+    """Top-level attributes that only `encode` uses."""
+
+    def __init__(self, config: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        super().__init__(config, dtype=dtype, rngs=rngs)
+        self.vision = ClipTower(config.vision, dtype=dtype, rngs=rngs)
+        self.projector = Projector(config, dtype=dtype, rngs=rngs)
+        self.full = config.full
+
+    def encode(self, inputs: Mapping[str, Array]) -> Float[Array, "F E"]:
+        """Features of all pictures of one run of the tower, rows in order of the pictures.
+
+        Args:
+            inputs: as `LlavaEncoder.inputs` makes them.
+        """
+        states = self.vision(inputs["pixels"])
+        rows = self.projector(states if self.full else states[:, 1:])
+        return rows.reshape(-1, rows.shape[-1])
+
+    @classmethod
+    def encoder(cls, config: LlavaConfig) -> LlavaEncoder:
+        """How the host prepares what `encode` takes."""
+        return LlavaEncoder(config.vision.image_size, config.picture_rows)
+
+    @classmethod
+    def checkpoint_map(cls, config: LlamaConfig) -> CheckpointMap:
+        """As Llama's, whose names the tensors of the text have; `canonical` leads to them."""
+        assert isinstance(config, LlavaConfig)
+        text = super().checkpoint_map(config)
+        pieces = [*text.pieces, *clip.pieces(config.vision, "vision_tower", "vision")]
+        for tensor, param in (("linear_1", "up"), ("linear_2", "down")):
+            for kind in ("weight", "bias") if config.projector_bias else ("weight",):
+                name = f"multi_modal_projector.{tensor}.{kind}"
+                pieces.append(Piece(name, f"projector.{param}.{kind}"))
+        ignored = text.ignored + clip.ignored(config.vision, "vision_tower")
+        return CheckpointMap(tuple(pieces), ignored, canonical)
+
+
+_NAMES = (
+    (r"(model\.)?vision_tower\.(vision_model\.)?", "vision_tower."),
+    (r"(model\.)?multi_modal_projector\.", "multi_modal_projector."),
+    (r"language_model\.lm_head\.", "lm_head."),
+    (r"(model\.)?language_model\.(model\.)?", "model."),
+)
+"""How names begin in checkpoints of all versions of transformers, and in `checkpoint_map`."""
+
+
+def canonical(name: str) -> str:
+    """The name in `Llava.checkpoint_map` of a tensor under any name it was published under."""
+    for published, used in _NAMES:
+        if start := re.match(published, name):
+            return used + name[start.end() :]
+    return name

@@ -1,0 +1,59 @@
+"""The LLaVA of `scripts/make_llava_fixtures.py`, and what was computed of it."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+from tests.models.conftest import ReferenceModel, fill_params, read_json
+
+from quire.models import functional
+from quire.models.llava import Llava, LlavaConfig
+from quire.multimodal.clip import ClipImages
+
+FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "vision" / "llava"
+EXPECTED = np.load(FOLDER / "expected.npz")
+PICTURES = ("wide", "tall", "square", "tiny")
+PROMPTS = ("text", "one", "two", "sizes")
+ROWS_OF_PICTURE = 25
+
+
+def fields() -> dict[str, Any]:
+    """The config.json, as a fresh dict."""
+    return read_json(FOLDER / "config.json")
+
+
+@functools.cache
+def load() -> ReferenceModel:
+    config = LlavaConfig.from_hf(fields())
+    graphdef, shapes, _ = functional.abstract(Llava, config, jnp.float32)
+    tensors = load_file(FOLDER / "model.safetensors")
+    params = fill_params(shapes, tensors, Llava.checkpoint_map(config))
+    arrays = {name: jnp.asarray(array) for name, array in params.items()}
+    return ReferenceModel(config, graphdef, arrays, ())
+
+
+@functools.cache
+def pixels(name: str) -> np.ndarray:
+    """A picture as the processor prepares it."""
+    processor = ClipImages.from_hf(
+        read_json(FOLDER / "preprocessor_config.json"), patch_size=load().config.vision.patch_size
+    )
+    return processor(Image.fromarray(EXPECTED[f"{name}/picture"]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(graphdef: Any, params: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> jax.Array:
+    return functional.bind(graphdef, params).encode(inputs)
+
+
+def encoded(model: ReferenceModel, names: tuple[str, ...], size: int) -> np.ndarray:
+    """Rows of one run of the tower."""
+    encoder = Llava.encoder(model.config)
+    inputs = encoder.inputs([pixels(name) for name in names], size)
+    arrays = {name: jnp.asarray(array) for name, array in inputs.items()}
+    return np.asarray(encode(model.graphdef, model.params, arrays))

@@ -1,0 +1,97 @@
+"""The fixture of Qwen2-VL: the checkpoint as the project loads it, and what is expected of it."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+from tests.models.conftest import fill_params, read_json
+
+from quire.models import functional
+from quire.models.qwen2_vl import Qwen2VL, Qwen2VLConfig, Qwen2VLEncoder
+
+FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "vision" / "qwen2_vl"
+PICTURES = ("wide", "tall", "small", "thin", "video")
+PROMPTS = ("text", "one", "two", "many", "video")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Patches, as the tower takes them, and the features that `transformers` computes."""
+
+    patches: np.ndarray
+    grid: tuple[int, int, int]
+    features: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt with its pictures, and what `transformers` computes."""
+
+    pictures: tuple[Picture, ...]
+    tokens: np.ndarray
+    positions: np.ndarray
+    """Int32 [3, T]."""
+    delta: int
+    logits: np.ndarray
+    greedy: np.ndarray
+
+    @property
+    def layout(self) -> list[tuple[int, tuple[int, int, int]]]:
+        """Where its pictures begin, and their grids after merging, for `mrope.positions`."""
+        at = np.flatnonzero(np.isin(self.tokens, (6, 7)))
+        starts = at[np.diff(at, prepend=-2) > 1].tolist()
+        grids = [(t, h // 2, w // 2) for t, h, w in (picture.grid for picture in self.pictures)]
+        return list(zip(starts, grids, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The checkpoint as the project loads it."""
+
+    config: Qwen2VLConfig
+    graphdef: Any
+    params: dict[str, jax.Array]
+
+    @property
+    def encoder(self) -> Qwen2VLEncoder:
+        return Qwen2VL.encoder(self.config)
+
+    def encode(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Features of a run of the tower."""
+        return np.asarray(_encode(self.graphdef, self.params, inputs))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(graphdef: Any, params: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> jax.Array:
+    return functional.bind(graphdef, params).encode(inputs)
+
+
+@functools.cache
+def load_model(dtype: Any = jnp.float32) -> Model:
+    config = Qwen2VLConfig.from_hf(read_json(FOLDER / "config.json"))
+    graphdef, shapes, _ = functional.abstract(Qwen2VL, config, dtype)
+    tensors = load_file(FOLDER / "model.safetensors")
+    params = fill_params(shapes, tensors, Qwen2VL.checkpoint_map(config))
+    return Model(config, graphdef, {n: jnp.asarray(a, dtype) for n, a in params.items()})
+
+
+@functools.cache
+def expected() -> dict[str, np.ndarray]:
+    return dict(np.load(FOLDER / "expected.npz"))
+
+
+def load_picture(name: str) -> Picture:
+    patches, grid, features = (expected()[f"{name}/{f}"] for f in ("patches", "grid", "features"))
+    return Picture(patches, (int(grid[0]), int(grid[1]), int(grid[2])), features)
+
+
+def load_prompt(name: str) -> Prompt:
+    fields = ("prompt", "positions", "logits", "greedy")
+    tokens, positions, logits, greedy = (expected()[f"{name}/{field}"] for field in fields)
+    pictures = tuple(load_picture(picture) for picture in expected()[f"{name}/pictures"])
+    return Prompt(pictures, tokens, positions, int(expected()[f"{name}/delta"]), logits, greedy)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -19,6 +19,12 @@ class Piece:
     """Basic index into the parameter; `()` is all of it."""
     rows: slice | None = None
     """Rows of the tensor that are taken; None is all of them."""
+
+
+def with_bias(source: str, target: str) -> Iterator[Piece]:
+    """The pieces of a module that has a weight and a bias."""
+    for name in ("weight", "bias"):
+        yield Piece(f"{source}.{name}", f"{target}.{name}")
 
 
 @dataclasses.dataclass(frozen=True)

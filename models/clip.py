@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..errors import ModelConfigError, UnsupportedModelError
 from . import hf_config
-from .checkpoint_map import Piece
+from .checkpoint_map import Piece, with_bias
 from .functional import run_layer
 from .layers import ACTIVATIONS, LayerNorm, Linear, check_activation, matmul, precision, weight
 from .llama import qkv_indices
@@ -229,8 +229,7 @@ def pieces(config: ClipConfig, source: str, target: str) -> Iterator[Piece]:
             yield Piece(f"{tensor}.weight", param, index)
             yield Piece(f"{tensor}.bias", f"{param}_bias", index)
     for tensor, param in modules.items():
-        yield Piece(f"{tensor}.weight", f"{param}.weight")
-        yield Piece(f"{tensor}.bias", f"{param}.bias")
+        yield from with_bias(tensor, param)
 
 
 _LAYER = {

@@ -14,7 +14,7 @@ from . import hf_config
 from .attention import LayerCache, attend
 from .batch import TokenBatch, adapters_of
 from .block import linear, project, vocabulary
-from .checkpoint_map import CheckpointMap, Piece
+from .checkpoint_map import CheckpointMap, Piece, with_bias
 from .functional import run_layers
 from .layers import (
     ACTIVATIONS,
@@ -205,7 +205,7 @@ class OPT(nnx.Module):
             pieces.append(Piece(f"{decoder}.project_in.weight", "project_in.weight"))
             pieces.append(Piece(f"{decoder}.project_out.weight", "project_out.weight"))
         if config.final_norm and config.norm_affine:
-            pieces += _norm_pieces(f"{decoder}.final_layer_norm", "norm")
+            pieces += with_bias(f"{decoder}.final_layer_norm", "norm")
         if not config.tie_embeddings:
             pieces.append(Piece("lm_head.weight", "head.weight"))
         for i in range(config.num_layers):
@@ -223,13 +223,8 @@ def _layer_pieces(config: OPTConfig, source: str, target: str) -> Iterator[Piece
         for name, index in qkv_indices(1).items():
             yield Piece(f"{source}.self_attn.{name}_proj.{kind}", f"{target}.{fused[kind]}", index)
     if config.norm_affine:
-        yield from _norm_pieces(f"{source}.self_attn_layer_norm", f"{target}.attention_norm")
-        yield from _norm_pieces(f"{source}.final_layer_norm", f"{target}.mlp_norm")
-
-
-def _norm_pieces(source: str, target: str) -> Iterator[Piece]:
-    yield Piece(f"{source}.weight", f"{target}.weight")
-    yield Piece(f"{source}.bias", f"{target}.bias")
+        yield from with_bias(f"{source}.self_attn_layer_norm", f"{target}.attention_norm")
+        yield from with_bias(f"{source}.final_layer_norm", f"{target}.mlp_norm")
 
 
 def canonical_name(name: str) -> str:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ..errors import ModelConfigError, UnsupportedModelError
 from . import clip, hf_config
-from .checkpoint_map import CheckpointMap, Piece
+from .checkpoint_map import CheckpointMap, Piece, with_bias
 from .clip import VIT_L_14_336, ClipConfig, ClipTower
 from .layers import ACTIVATIONS, Linear, weight
 from .llama import LlamaConfig, canonical_name
@@ -190,9 +190,7 @@ class Phi3V(Phi3):
         for index, name in enumerate(("sub_GN", "glb_GN")):
             pieces.append(Piece(f"{_SOURCE}.{name}", "projector.separators", index))
         for tensor, name in (("0", "up"), ("2", "down")):
-            for part in ("weight", "bias"):
-                source = f"{_SOURCE}.img_projection.{tensor}.{part}"
-                pieces.append(Piece(source, f"projector.{name}.{part}"))
+            pieces += with_bias(f"{_SOURCE}.img_projection.{tensor}", f"projector.{name}")
         # the module of pictures holds the embedding of tokens too: some files have it twice
         again = rf"{re.escape(_SOURCE)}\.wte\.weight"
         ignored = (*text.ignored, *clip.ignored(config.vision, _TOWER), again)

@@ -20,7 +20,7 @@ from ..errors import ModelConfigError, UnsupportedModelError
 from ..pallas_kernels.block_reference import rotate
 from . import hf_config
 from .attention import Rotary
-from .checkpoint_map import Piece
+from .checkpoint_map import Piece, with_bias
 from .functional import run_layer
 from .layers import ACTIVATIONS, LayerNorm, Linear, check_activation, matmul, precision, weight
 
@@ -263,20 +263,15 @@ class Qwen2VisionTower(nnx.Module):
 def tower_pieces(config: Qwen2VisionConfig, source: str, target: str) -> Iterator[Piece]:
     """How the tensors below `source` fill the parameters below `target`."""
     yield Piece(f"{source}.patch_embed.proj.weight", f"{target}.patch_embed.weight")
-    yield from _both(f"{source}.merger.ln_q", f"{target}.merger.norm")
-    yield from _both(f"{source}.merger.mlp.0", f"{target}.merger.up")
-    yield from _both(f"{source}.merger.mlp.2", f"{target}.merger.down")
+    yield from with_bias(f"{source}.merger.ln_q", f"{target}.merger.norm")
+    yield from with_bias(f"{source}.merger.mlp.0", f"{target}.merger.up")
+    yield from with_bias(f"{source}.merger.mlp.2", f"{target}.merger.down")
     for i in range(config.depth):
         block, layer = f"{source}.blocks.{i}", f"{target}.layers.{i}"
-        yield from _both(f"{block}.norm1", f"{layer}.attention_norm")
+        yield from with_bias(f"{block}.norm1", f"{layer}.attention_norm")
         yield Piece(f"{block}.attn.qkv.weight", f"{layer}.attention.qkv")
         yield Piece(f"{block}.attn.qkv.bias", f"{layer}.attention.qkv_bias")
-        yield from _both(f"{block}.attn.proj", f"{layer}.attention.out")
-        yield from _both(f"{block}.norm2", f"{layer}.mlp_norm")
-        yield from _both(f"{block}.mlp.fc1", f"{layer}.up")
-        yield from _both(f"{block}.mlp.fc2", f"{layer}.down")
-
-
-def _both(source: str, target: str) -> Iterator[Piece]:
-    for name in ("weight", "bias"):
-        yield Piece(f"{source}.{name}", f"{target}.{name}")
+        yield from with_bias(f"{block}.attn.proj", f"{layer}.attention.out")
+        yield from with_bias(f"{block}.norm2", f"{layer}.mlp_norm")
+        yield from with_bias(f"{block}.mlp.fc1", f"{layer}.up")
+        yield from with_bias(f"{block}.mlp.fc2", f"{layer}.down")

@@ -19,7 +19,7 @@ Letters as in `block_reference`, and O, M columns of a joint product.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -128,7 +128,7 @@ def joint_matmul(
     Args:
         interpret: run on any device, slowly.
     """
-    y, h = _joint("joint_matmul", x, w, a, tuning, interpret)
+    y, h = _joint("joint_matmul", x, (w, a), tuning, interpret)
     return y, h
 
 
@@ -143,15 +143,15 @@ def matmul(
 
     As `joint_matmul` without its second product.
     """
-    [y] = _joint("matmul", x, w, w[:0], tuning, interpret)
+    [y] = _joint("matmul", x, (w,), tuning, interpret)
     return y
 
 
 def _joint(
-    name: str, x: Array, w: Array, a: Array, tuning: Tuning | None, interpret: bool
+    name: str, x: Array, matrices: Sequence[Array], tuning: Tuning | None, interpret: bool
 ) -> list[Array]:
-    """One product, or two where `a` has rows."""
-    (tokens, width), (out, _), (low, _) = x.shape, w.shape, a.shape
+    """The products of x with one matrix or two."""
+    (tokens, width), (out, low) = x.shape, [*map(len, matrices), 0][:2]
     if tuning is None:
         best = joint_plan(ROWS, out, width, low)
         assert best is not None, "ask joint_fits first"
@@ -161,11 +161,11 @@ def _joint(
         out, low = (pl.cdiv(n, tuning.columns) * tuning.columns for n in (out, low))
         plan = dataclasses.replace(plan, out=out, low=low)
     assert plan.fits, plan
-    matrices = [_rows(m, n) for m, n in ((w, plan.out), (a, plan.low)) if n]
-    results = [jax.ShapeDtypeStruct((plan.tokens, len(m)), x.dtype) for m in matrices]
+    whole = [_rows(m, n) for m, n in zip(matrices, (plan.out, plan.low), strict=False)]
+    results = [jax.ShapeDtypeStruct((plan.tokens, len(m)), x.dtype) for m in whole]
     run = _kernel(name, plan, functools.partial(_Joint, plan), results, interpret)
-    found = run(_rows(x, plan.tokens), *matrices)
-    return [y[:tokens, : len(m)] for y, m in zip(found, (w, a), strict=False)]
+    found = run(_rows(x, plan.tokens), *whole)
+    return [y[:tokens, : len(m)] for y, m in zip(found, matrices, strict=True)]
 
 
 def _without_clusters(tuning: Tuning, interpret: bool) -> Tuning:

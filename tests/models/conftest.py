@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from quire.models import functional, registry
 from quire.models.batch import TokenBatch
+from quire.models.features import Features
 
 FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "models"
 PAGE = 4
@@ -62,29 +63,52 @@ def fill_params(
     return params
 
 
+def load_checkpoint(
+    cls: Any, config: Any, folder: Path, dtype: Any = jnp.float32
+) -> tuple[Any, dict[str, jax.Array]]:
+    """The definition and the parameters of the model in a folder."""
+    graphdef, shapes, _ = functional.abstract(cls, config, dtype)
+    tensors = load_file(folder / "model.safetensors")
+    params = fill_params(shapes, tensors, cls.checkpoint_map(config))
+    return graphdef, {name: jnp.asarray(array, dtype) for name, array in params.items()}
+
+
 @functools.cache
 def load_reference(name: str) -> ReferenceModel:
     hf, expected = read_json(FOLDER / name / "config.json"), np.load(FOLDER / name / "expected.npz")
     cls = registry.resolve(hf)
     config = cls.config_class.from_hf(hf, int(expected["max_model_len"]) or None)
-    graphdef, shapes, _ = functional.abstract(cls, config, jnp.float32)
-    tensors = load_file(FOLDER / name / "model.safetensors")
-    params = fill_params(shapes, tensors, cls.checkpoint_map(config))
+    graphdef, params = load_checkpoint(cls, config, FOLDER / name)
     samples = tuple(
         Sample(expected[f"prompt_{i}"], expected[f"logits_{i}"], expected[f"greedy_{i}"])
         for i in range(2)
     )
-    arrays = {name: jnp.asarray(array) for name, array in params.items()}
-    return ReferenceModel(config, graphdef, arrays, samples)
+    return ReferenceModel(config, graphdef, params, samples)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def forward(
-    graphdef: Any, params: dict[str, jax.Array], batch: TokenBatch, cache: Any, tokens: jax.Array
+    graphdef: Any,
+    params: dict[str, jax.Array],
+    batch: TokenBatch | None,
+    cache: Any,
+    tokens: jax.Array,
+    *features: Features | None,
 ) -> tuple[jax.Array, Any]:
+    """Logits of the tokens, and the cache; `features` for models that see."""
     model = functional.bind(graphdef, params)
-    hidden, cache = model(tokens, batch, cache)
+    hidden, cache = model(tokens, batch, cache, *features)
     return model.logits(hidden), cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(graphdef: Any, params: dict[str, jax.Array], inputs: dict[str, Any]) -> jax.Array:
+    """Features of one run of the tower."""
+    return functional.bind(graphdef, params).encode(inputs)
+
+
+def features_of(rows: np.ndarray, index: np.ndarray) -> Features:
+    return Features(jnp.asarray(rows, jnp.float32), jnp.asarray(index, jnp.int32))
 
 
 class PagedModel:

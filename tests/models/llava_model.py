@@ -4,14 +4,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from safetensors.numpy import load_file
-from tests.models.conftest import ReferenceModel, fill_params, read_json
+from tests.models.conftest import ReferenceModel, encode, load_checkpoint, read_json
 
-from quire.models import functional
 from quire.models.llava import Llava, LlavaConfig
 from quire.multimodal.clip import ClipImages
 
@@ -30,11 +26,7 @@ def fields() -> dict[str, Any]:
 @functools.cache
 def load() -> ReferenceModel:
     config = LlavaConfig.from_hf(fields())
-    graphdef, shapes, _ = functional.abstract(Llava, config, jnp.float32)
-    tensors = load_file(FOLDER / "model.safetensors")
-    params = fill_params(shapes, tensors, Llava.checkpoint_map(config))
-    arrays = {name: jnp.asarray(array) for name, array in params.items()}
-    return ReferenceModel(config, graphdef, arrays, ())
+    return ReferenceModel(config, *load_checkpoint(Llava, config, FOLDER), ())
 
 
 @functools.cache
@@ -46,14 +38,8 @@ def pixels(name: str) -> np.ndarray:
     return processor(Image.fromarray(EXPECTED[f"{name}/picture"]))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encode(graphdef: Any, params: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> jax.Array:
-    return functional.bind(graphdef, params).encode(inputs)
-
-
 def encoded(model: ReferenceModel, names: tuple[str, ...], size: int) -> np.ndarray:
     """Rows of one run of the tower."""
     encoder = Llava.encoder(model.config)
     inputs = encoder.inputs([pixels(name) for name in names], size)
-    arrays = {name: jnp.asarray(array) for name, array in inputs.items()}
-    return np.asarray(encode(model.graphdef, model.params, arrays))
+    return np.asarray(encode(model.graphdef, model.params, inputs))

@@ -8,10 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
-from tests.models.conftest import fill_params, read_json
+from tests.models.conftest import encode, load_checkpoint, read_json
 
-from quire.models import functional
 from quire.models.qwen2_vl import Qwen2VL, Qwen2VLConfig, Qwen2VLEncoder
 
 FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "vision" / "qwen2_vl"
@@ -63,21 +61,13 @@ class Model:
 
     def encode(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Features of a run of the tower."""
-        return np.asarray(_encode(self.graphdef, self.params, inputs))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(graphdef: Any, params: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> jax.Array:
-    return functional.bind(graphdef, params).encode(inputs)
+        return np.asarray(encode(self.graphdef, self.params, inputs))
 
 
 @functools.cache
 def load_model(dtype: Any = jnp.float32) -> Model:
     config = Qwen2VLConfig.from_hf(read_json(FOLDER / "config.json"))
-    graphdef, shapes, _ = functional.abstract(Qwen2VL, config, dtype)
-    tensors = load_file(FOLDER / "model.safetensors")
-    params = fill_params(shapes, tensors, Qwen2VL.checkpoint_map(config))
-    return Model(config, graphdef, {n: jnp.asarray(a, dtype) for n, a in params.items()})
+    return Model(config, *load_checkpoint(Qwen2VL, config, FOLDER, dtype))
 
 
 @functools.cache

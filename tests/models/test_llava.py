@@ -1,15 +1,21 @@
 """LLaVA with and without pictures against what `transformers` computes."""
 
-import functools
 import re
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.models.conftest import ROWS, PagedModel, ReferenceModel, fill_params, read_json
+from tests.models.conftest import (
+    ROWS,
+    PagedModel,
+    ReferenceModel,
+    features_of,
+    fill_params,
+    forward,
+    read_json,
+)
 from tests.models.llava_model import (
     EXPECTED,
     FOLDER,
@@ -24,29 +30,13 @@ from tests.models.llava_model import (
 
 from quire.errors import ModelConfigError, UnsupportedModelError
 from quire.models import functional
-from quire.models.batch import TokenBatch
 from quire.models.clip import VIT_L_14_336, ClipConfig
-from quire.models.features import Features
 from quire.models.llama import Llama
 from quire.models.llava import Llava, LlavaConfig, canonical
 
 TOLERANCE = 1e-4
 CHUNK = 16
 """Tokens of a row in one step: less than a picture has."""
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def forward(
-    graphdef: Any,
-    params: dict[str, jax.Array],
-    batch: TokenBatch | None,
-    cache: Any,
-    tokens: jax.Array,
-    features: Features | None,
-) -> tuple[jax.Array, Any]:
-    model = functional.bind(graphdef, params)
-    hidden, cache = model(tokens, batch, cache, features)
-    return model.logits(hidden), cache
 
 
 def shown(prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,10 +47,6 @@ def shown(prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     here = tokens == load().config.image_token
     assert here.sum() == len(names) * ROWS_OF_PICTURE
     return tokens, rows, np.where(here, np.cumsum(here) - 1, len(rows))
-
-
-def features_of(rows: np.ndarray, index: np.ndarray) -> Features:
-    return Features(jnp.asarray(rows), jnp.asarray(index, jnp.int32))
 
 
 class PagedPictures(PagedModel):

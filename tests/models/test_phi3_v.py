@@ -13,11 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from tests.models.conftest import ROWS, PagedModel, ReferenceModel, fill_params, read_json
+from tests.models.conftest import (
+    ROWS,
+    PagedModel,
+    ReferenceModel,
+    encode,
+    features_of,
+    fill_params,
+    forward,
+    load_checkpoint,
+    read_json,
+)
 
 from quire.errors import ModelConfigError, UnsupportedModelError
 from quire.models import functional
-from quire.models.batch import TokenBatch
 from quire.models.features import Features
 from quire.models.phi3_v import Phi3V, Phi3VConfig, Phi3VEncoder
 from quire.multimodal.phi3_v import Crops, Phi3VImages
@@ -36,10 +45,7 @@ VISION = "model.vision_embed_tokens"
 def load() -> ReferenceModel:
     hf = read_json(FOLDER / "config.json")
     config = Phi3VConfig.from_hf(hf, int(EXPECTED["max_model_len"]))
-    graphdef, shapes, _ = functional.abstract(Phi3V, config, jnp.float32)
-    tensors = load_file(FOLDER / "model.safetensors")
-    params = fill_params(shapes, tensors, Phi3V.checkpoint_map(config))
-    return ReferenceModel(config, graphdef, {n: jnp.asarray(a) for n, a in params.items()}, ())
+    return ReferenceModel(config, *load_checkpoint(Phi3V, config, FOLDER), ())
 
 
 def encoder() -> Phi3VEncoder:
@@ -56,15 +62,9 @@ def crops(name: str) -> Crops:
     return images(Image.fromarray(EXPECTED[f"{name}/picture"]))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encode(graphdef: Any, params: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> jax.Array:
-    return functional.bind(graphdef, params).encode(inputs)
-
-
 def encoded(names: tuple[str, ...], size: int) -> np.ndarray:
     """Rows of one run."""
     inputs = encoder().inputs([crops(name) for name in names], size)
-    inputs = {name: jnp.asarray(array) for name, array in inputs.items()}
     return np.asarray(encode(load().graphdef, load().params, inputs))
 
 
@@ -82,24 +82,6 @@ def shown(prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     here = tokens == load().config.image_token
     assert here.sum() == len(rows) - 1
     return tokens, rows, np.where(here, np.cumsum(here), len(rows))
-
-
-def features_of(rows: np.ndarray, index: np.ndarray) -> Features:
-    return Features(jnp.asarray(rows, jnp.float32), jnp.asarray(index, jnp.int32))
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def forward(
-    graphdef: Any,
-    params: dict[str, jax.Array],
-    batch: TokenBatch | None,
-    cache: Any,
-    tokens: jax.Array,
-    features: Features | None,
-) -> tuple[jax.Array, Any]:
-    model = functional.bind(graphdef, params)
-    hidden, cache = model(tokens, batch, cache, features)
-    return model.logits(hidden), cache
 
 
 class PagedPictures(PagedModel):

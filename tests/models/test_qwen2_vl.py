@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tests.models.conftest import ROWS, PagedModel, ReferenceModel, read_json
+from tests.models.conftest import ROWS, PagedModel, ReferenceModel, forward, read_json
 from tests.models.qwen2_vl_model import (
     FOLDER,
     PROMPTS,
@@ -59,20 +59,6 @@ SEVEN_BILLION = TWO_BILLION | {
     "vision_config": {"in_chans": 3, "spatial_patch_size": 14},
 }
 """The 7B model's."""
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def forward(
-    graphdef: Any,
-    params: dict[str, jax.Array],
-    batch: TokenBatch,
-    cache: Any,
-    tokens: jax.Array,
-    features: Features | None,
-) -> tuple[jax.Array, Any]:
-    model = functional.bind(graphdef, params)
-    hidden, cache = model(tokens, batch, cache, features)
-    return model.logits(hidden), cache
 
 
 def feature_rows(prompt: Prompt) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +31,7 @@ class LoadedAdapter:
 
     request: LoRARequest
     digest: str
-    """Equal for equal updates, whatever they are called."""
+    """sha256 of `packed`: equal for equal effect, whatever the files look like."""
     packed: np.ndarray
     """All arrays of one slot, one after the other: one transfer to the device."""
 
@@ -49,7 +52,55 @@ class _Weight:
     def sizes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of a and b in one slot, as `low_rank.stacked` makes them."""
         *out, in_size = self.shape
-        return (low_rank.parts_of(self.shape, self.axes).number, rank, in_size), (*out, rank)
+        return (self.number, rank, in_size), (*out, rank)
+
+    def projections(self, index: Any) -> set[int]:
+        """Which of its projections the region at `index` belongs to."""
+        if self.number == 1:
+            return {0}
+        numbers = self.parts.over(self.shape[:-1])[index]
+        return set(numbers[tuple(slice(None) if step else 0 for step in numbers.strides)].flat)
+
+    @functools.cached_property
+    def parts(self) -> low_rank.Parts:
+        return low_rank.parts_of(self.shape, self.axes)
+
+    @functools.cached_property
+    def number(self) -> int:
+        """Of its projections."""
+        return self.parts.number
+
+
+class _Copy(NamedTuple):
+    """What makes `target` be `source` times `scale`."""
+
+    place: tuple[str, int]
+    """Which copy it is of a layer, the same in all layers."""
+    source: np.ndarray
+    target: np.ndarray
+    scale: float
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for those that can be joined."""
+        source = self.source
+        form = (source.dtype, source.shape, source.strides, self.target.strides)
+        return self.place, self.scale, *form
+
+    def distance(self, other: "_Copy") -> tuple[int, int]:
+        """In bytes, from the arrays of another to these."""
+        return (
+            _address(self.source) - _address(other.source),
+            _address(self.target) - _address(other.target),
+        )
+
+    def run(self) -> None:
+        """The product is rounded from float32, as in `merged`."""
+        if self.scale == 1:
+            np.copyto(self.target, self.source, casting="unsafe")
+        else:
+            scale, target = np.float32(self.scale), self.target
+            np.multiply(self.source, scale, out=target, dtype=np.float32, casting="unsafe")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,16 +131,12 @@ class AdapterSpec:
         return jax.ShapeDtypeStruct((sum(sizes),), next(iter(self.shapes.values())).dtype)
 
     def pack(self, request: LoRARequest, adapter: Adapter) -> LoadedAdapter:
-        """The adapter in the types and shapes of a slot."""
-        packed = np.empty(self.packed.shape, self.packed.dtype)
-        start = 0
-        for name, weight in self.weights.items():
-            updates = adapter.parts.get(name, ())
-            shape, axes, dtype = weight.shape, weight.axes, packed.dtype
-            for array in low_rank.stacked(updates, shape, axes, self.rank, dtype):
-                packed[start : start + array.size] = array.reshape(-1)
-                start += array.size
-        return LoadedAdapter(request, adapter.digest, packed)
+        """The adapter in the types and shapes of a slot. Each of its arrays is read once."""
+        packed = np.zeros(self.packed.shape, self.packed.dtype)
+        for copy in _joined(self._copies(adapter, packed)):
+            copy.run()
+        digest = hashlib.sha256(packed.view(np.uint8)).hexdigest()
+        return LoadedAdapter(request, digest, packed)
 
     def new_arrays(self) -> Arrays:
         """Empty slots, made on the device."""
@@ -97,18 +144,75 @@ class AdapterSpec:
 
     def write(self, arrays: Arrays, slot: Int[Array, ""], packed: Float[Array, " N"]) -> Arrays:
         """The arrays with a packed adapter in `slot`."""
-        written, start = dict(arrays), 0
-        for weight in self.weights.values():
-            new: list[Array] = []
-            for shape in weight.sizes(self.rank):
-                end = start + math.prod(shape)
-                new.append(packed[start:end].reshape(shape))
-                start = end
+        written = dict(arrays)
+        for _, weight, a, b in self._split(packed):
             names = f"{weight.path}.a", f"{weight.path}.b"
             old = [arrays[name] for name in names]
-            pair = low_rank.written(old[0], old[1], slot, new[0], new[1], weight.axes)
+            pair = low_rank.written(old[0], old[1], slot, a, b, weight.axes)
             written |= dict(zip(names, pair, strict=True))
         return written
+
+    def _split(self, packed: Any) -> Iterator[tuple[str, _Weight, Any, Any]]:
+        """The a and b of each weight, by the name of the parameter; of a numpy array, views."""
+        start = 0
+        for name, weight in self.weights.items():
+            pair: list[Any] = []
+            for shape in weight.sizes(self.rank):
+                end = start + math.prod(shape)
+                pair.append(packed[start:end].reshape(shape))
+                start = end
+            yield name, weight, pair[0], pair[1]
+
+    def _copies(self, adapter: Adapter, packed: np.ndarray) -> Iterator[_Copy]:
+        """What fills `packed`, which is zero."""
+        for name, weight, a, b in self._split(packed):
+            targets: list[tuple[np.ndarray, np.ndarray, float]] = []
+            for part in adapter.parts.get(name, ()):
+                used = len(part.down)
+                for number in weight.projections(part.index):
+                    targets.append((part.down, a[number, :used], 1))
+                targets.append((part.up, b[part.index][..., :used], part.scale))
+            kind = re.sub(r"\d+", "", name)
+            yield from (_Copy((kind, n), *target) for n, target in enumerate(targets))
+
+
+def _joined(copies: Iterable[_Copy]) -> Iterator[_Copy]:
+    """The same in few copies: where layers lie at equal distances, one is for all of them.
+
+    Each gives Python's lock away, and while a step runs it is long until it comes back.
+    """
+    kinds: defaultdict[object, list[_Copy]] = defaultdict(list)
+    for copy in copies:
+        kinds[copy.kind].append(copy)
+    for alike in kinds.values():
+        yield from map(_join, _runs(alike))
+
+
+def _runs(copies: list[_Copy]) -> Iterator[list[_Copy]]:
+    """The copies in their order, those together that lie at equal distances."""
+    run: list[_Copy] = []
+    for copy in copies:
+        if len(run) > 1 and copy.distance(run[-1]) != run[1].distance(run[0]):
+            yield run
+            run = []
+        run.append(copy)
+    yield run
+
+
+def _join(run: list[_Copy]) -> _Copy:
+    """A run as one copy, of arrays with an axis more."""
+    first = run[0]
+    if len(run) == 1:
+        return first
+    source, target = (
+        np.lib.stride_tricks.as_strided(array, (len(run), *array.shape), (step, *array.strides))
+        for array, step in zip((first.source, first.target), run[1].distance(first), strict=True)
+    )
+    return first._replace(source=source, target=target)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def adapter_spec(
@@ -129,9 +233,10 @@ def adapter_spec(
     """
     dtype = shapes[EMBED].dtype
     checkpoint_map = architecture.checkpoint_map(config)
+    towers: tuple[str, ...] = getattr(architecture, "towers", ())  # which no adapter changes
     base = describe(
         name,
-        checkpoint_map.pieces,
+        [piece for piece in checkpoint_map.pieces if piece.param.split(".")[0] not in towers],
         shapes,
         canonical=checkpoint_map.canonical,
         tied=HEAD not in shapes,

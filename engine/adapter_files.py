@@ -37,6 +37,8 @@ def read_adapter_folder(
 ) -> Adapter:
     """The adapter of `request`, downloaded first if it is not on this machine.
 
+    It is made of views of the file of weights, which is mapped into memory as long as they live.
+
     A folder is used as it is. Anything else is the id of a repository on the Hugging Face Hub; with
     HF_HUB_OFFLINE=1 only what was downloaded before is used.
 

@@ -1,7 +1,6 @@
 """Adapters as updates of parameters: `params[path][index] += b @ a`."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,15 +17,26 @@ class Part:
 
     index: Any
     """Basic index into the parameter; `()` is all of it."""
-    a: np.ndarray
-    """[r, in] float32. Parts of one fused module of the checkpoint share the same array."""
-    b: np.ndarray
-    """[out..., r] float32, with the adapter's scale."""
+    down: np.ndarray
+    """[r, in] in the type of the file. Parts of one fused module share the same array."""
+    up: np.ndarray
+    """[out..., r], likewise."""
+    scale: float = 1.0
+
+    @property
+    def a(self) -> np.ndarray:
+        """[r, in] float32."""
+        return self.down.astype(np.float32)
+
+    @property
+    def b(self) -> np.ndarray:
+        """[out..., r] float32, with the adapter's scale."""
+        return self.up.astype(np.float32) * np.float32(self.scale)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapter:
-    """All updates of one adapter, on the host."""
+    """All updates of one adapter, as views of the tensors that it was read from."""
 
     name: str
     rank: int
@@ -34,14 +44,6 @@ class Adapter:
     parts: Mapping[str, tuple[Part, ...]]
     """By dotted path of the parameter. In a tied model those of `embed.weight` are for looking
     tokens up only; those of the head go by `head.weight`, which such a model does not have."""
-    digest: str
-    """sha256 of what the files say, names and scales included: equal for equal updates."""
-
-    @functools.cached_property
-    def nbytes(self) -> int:
-        """Bytes of host memory; a shared array counts once."""
-        arrays = [x for parts in self.parts.values() for part in parts for x in (part.a, part.b)]
-        return sum({id(array): array.nbytes for array in arrays}.values())
 
 
 def merged(params: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Makes an `Adapter` of PEFT's tensors, or says everything in which they do not fit the model."""
 
-import hashlib
 import logging
 import re
 from collections import defaultdict
@@ -54,7 +53,7 @@ def read_adapter(
     *,
     max_rank: int,
 ) -> Adapter:
-    """The adapter of `tensors`, by the names that PEFT saves. Nothing refers to them afterwards.
+    """The adapter of `tensors`, by the names that PEFT saves. It is made of views of them.
 
     Logs a warning where the adapter names another base model, or has rows for added tokens, which
     are left out: no prompt holds such a token, and none is sampled.
@@ -81,7 +80,7 @@ def read_adapter(
     if problems:
         raise refused(f"The adapter {name!r} does not fit the model", problems, _REMEDY)
     _warn_of_other_base(name, config, base)
-    return Adapter(name, max(len(u.a) for u in updates), _parts(updates), _digest(updates))
+    return Adapter(name, max(len(u.a) for u in updates), _parts(updates))
 
 
 def _pairs(
@@ -219,7 +218,7 @@ def _fitting(
     *,
     may_be_longer: bool = False,
 ) -> np.ndarray | None:
-    """A copy, of `shape` but for its rows; an embedding's tensors are stored transposed."""
+    """A view, of `shape` but for its rows; an embedding's tensors are stored transposed."""
     order = -1 if module.kind == "embedding" else 1
     array = stored.array.T if order < 0 else stored.array
     if not _has_shape(array, shape, may_be_longer):
@@ -229,7 +228,7 @@ def _fitting(
     if array.dtype not in _FLOATS:
         problems["types that are no floats"].append(f"{stored.name} is {array.dtype}")
         return None
-    return np.array(array, order="C")  # what is hashed and what is used must be the same read
+    return array
 
 
 def _warn_of_added_tokens(adapter: str, module: Module, count: int) -> None:
@@ -245,23 +244,11 @@ def _warn_of_added_tokens(adapter: str, module: Module, count: int) -> None:
 
 def _parts(updates: list[_Update]) -> dict[str, tuple[Part, ...]]:
     parts: defaultdict[str, list[Part]] = defaultdict(list)
-    for update in updates:
-        a = update.a.astype(np.float32)
-        b = np.multiply(update.b.astype(np.float32), np.float32(update.scale))
-        for slot in update.module.slots:
-            rows = np.ascontiguousarray(b[slot.rows]).reshape(*slot.shape[:-1], len(a))
-            parts[slot.param].append(Part(slot.index, a, rows))
-    return {param: tuple(found) for param, found in sorted(parts.items())}
-
-
-def _digest(updates: list[_Update]) -> str:
-    digest = hashlib.sha256()
     for module, scale, a, b in updates:
-        for side, array in (("A", a), ("B", b)):
-            heading = f"{module.name} {side} {array.dtype} {array.shape} {scale.hex()}\n"
-            digest.update(heading.encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8))
-    return digest.hexdigest()
+        for slot in module.slots:
+            rows = b[slot.rows].reshape(*slot.shape[:-1], len(a))
+            parts[slot.param].append(Part(slot.index, a, rows, scale))
+    return {param: tuple(found) for param, found in sorted(parts.items())}
 
 
 def _warn_of_other_base(name: str, config: AdapterConfig, base: BaseModel) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from quire.engine.checkpoint.loader import load_params
 from quire.engine.checkpoint.safetensors_file import open_safetensors
+from quire.lora.adapter import Adapter
 from quire.lora.mapping import BaseModel, describe
 from quire.models import functional, registry
 from quire.models.causal import causal_logits
@@ -82,6 +83,14 @@ def load_adapter(name: str) -> ReferenceAdapter:
         expected["prompt"],
         expected["logits"],
     )
+
+
+def contents(adapter: Adapter) -> dict[str, list[tuple[Any, ...]]]:
+    """All that an adapter does, to compare."""
+    return {
+        param: [(part.index, part.a.tolist(), part.b.tolist()) for part in parts]
+        for param, parts in adapter.parts.items()
+    }
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def ones(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float32)
 
 
-ADAPTER = Adapter("x", 2, {"w": (Part((slice(None), 1), ones(2, 5), 3 * ones(4, 2)),)}, "")
+ADAPTER = Adapter("x", 2, {"w": (Part((slice(None), 1), ones(2, 5), 3 * ones(4, 2)),)})
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -38,7 +38,7 @@ def test_device_arrays_stay_device_arrays() -> None:
 @pytest.mark.parametrize(("path", "same"), [("embed.weight", 1), ("head.weight", 3)])
 def test_tied_weights_part(path: str, same: int) -> None:
     """Where one of the two is changed, the other is what both were."""
-    adapter = Adapter("x", 1, {path: (Part((), ones(1, 3), ones(4, 1)),)}, "")
+    adapter = Adapter("x", 1, {path: (Part((), ones(1, 3), ones(4, 1)),)})
     result = merged({"embed.weight": same * ones(4, 3)}, adapter)
     other = {"embed.weight": "head.weight", "head.weight": "embed.weight"}[path]
     assert np.all(result[path] == same + 1)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -14,6 +15,7 @@ from .buckets import Buckets
 from .checkpoint import read_generation_config
 from .core import EngineCore
 from .device_state import RunnerConfig
+from .feature_pool import FeaturePool
 from .grammar import Grammars
 from .logprobs import LogprobReader
 from .memory import plan_pages, reserve_gpu_memory
@@ -21,12 +23,19 @@ from .model import ModelSpec, find_spec, load_weights
 from .options import EngineOptions
 from .output_processor import OutputProcessor
 from .page_pool import PagePool
+from .prompts import PromptReader
 from .runner import ModelRunner
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerConfig
 from .stats import EngineStats
 from .tokenizer import Tokenizer
+from .vision import feature_rows
 
+if TYPE_CHECKING:
+    from .media_inputs import MediaInputs
+
+_CACHE_GB, _CACHE_GB_ON_CPU = 0.5, 0.0625
+"""Room for features of pictures by default, 2^30 bytes."""
 TOP_LOGPROBS = 20
 """Likely tokens that a step returns; a request for more reads the whole vocabulary."""
 
@@ -38,10 +47,13 @@ class Assembly:
     options: EngineOptions
     spec: ModelSpec
     tokenizer: Tokenizer | None
+    media: "MediaInputs | None"
+    """None for a model of text alone."""
     runner: ModelRunner
     scheduler: Scheduler
     pool: PagePool
     outputs: OutputProcessor
+    features: FeaturePool
     core: EngineCore
     grammars: Grammars
     adapters: Adapters | None
@@ -72,7 +84,14 @@ class Assembly:
     def close(self) -> None:
         """Aborts what runs, stops compiling and frees the device."""
         self.core.abort_all()
+        if self.media is not None:
+            self.media.close()
         self.runner.close()
+
+    @property
+    def prompts(self) -> PromptReader:
+        """Reads prompts for its model."""
+        return PromptReader(self.tokenizer, self.media)
 
 
 def assemble(options: EngineOptions) -> Assembly:
@@ -91,7 +110,8 @@ def assemble(options: EngineOptions) -> Assembly:
         raise
     pool = PagePool(config.num_pages, config.page_size)
     slots = None if spec.adapters is None else AdapterSlots(spec.adapters.slots)
-    scheduler = Scheduler(_scheduler_config(spec, config, options), pool, slots)
+    features = FeaturePool(config.feature_rows)
+    scheduler = Scheduler(_scheduler_config(spec, config, options), pool, slots, features)
     adapters = None
     if spec.adapters is not None and slots is not None:
         adapters = Adapters(spec.adapters, options, lambda: runner.params, slots, pool)
@@ -105,9 +125,11 @@ def assemble(options: EngineOptions) -> Assembly:
         options=options,
         spec=spec,
         tokenizer=tokenizer,
+        media=_media_inputs(spec, options),
         runner=runner,
         scheduler=scheduler,
         pool=pool,
+        features=features,
         outputs=outputs,
         core=EngineCore(scheduler, runner, reader, outputs, spec.config.vocab_size),
         adapters=adapters,
@@ -116,6 +138,14 @@ def assemble(options: EngineOptions) -> Assembly:
         eos_token_ids=eos_token_ids,
         started=started,
     )
+
+
+def _media_inputs(spec: ModelSpec, options: EngineOptions) -> "MediaInputs | None":
+    if spec.vision is None:
+        return None
+    from .media_inputs import MediaInputs  # with Pillow, which models of text do without
+
+    return MediaInputs(spec.vision, options)
 
 
 def _use_compilation_cache(folder: str | None) -> Path | None:
@@ -159,7 +189,22 @@ def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
         compile_ahead=not options.enforce_eager,
         adapters=(options.max_loras, options.max_lora_rank) if options.enable_lora else None,
     )
+    if spec.vision is not None:
+        config = dataclasses.replace(
+            config,
+            feature_rows=_feature_rows(spec, options, on_cpu),
+            encoder_sizes=spec.vision.sizes(spec.config.max_model_len, config.buckets.growth),
+            media=spec.vision.columns,
+        )
     return dataclasses.replace(config, num_pages=plan_pages(spec, config, options))
+
+
+def _feature_rows(spec: ModelSpec, options: EngineOptions, on_cpu: bool) -> int:
+    gigabytes = options.mm_encoder_cache_gb
+    if gigabytes is None:
+        gigabytes = _CACHE_GB_ON_CPU if on_cpu else _CACHE_GB
+    width, itemsize = spec.config.hidden_size, spec.dtype.itemsize
+    return feature_rows(width, itemsize, spec.config.max_model_len, gigabytes)
 
 
 def _default_tokens(on_cpu: bool, deterministic: bool) -> int:

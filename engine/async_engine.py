@@ -19,13 +19,15 @@ from .adapter_arrays import LoadedAdapter
 from .engine import Engine
 from .options import EngineOptions
 from .outputs import BeamSearchOutput, RequestOutput
-from .prompts import Prompt, parse_prompts
+from .prompts import Prompt, has_media
 from .request import Request
 from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from .stats import EngineStats
 from .worker import Stream, Worker
 
 T = TypeVar("T")
+_MOST_READERS = 32
+"""Prompts that wait for pictures at once; a thread is made when it is needed."""
 
 
 class AsyncEngine:
@@ -41,6 +43,8 @@ class AsyncEngine:
         self._worker = Worker(self._engine)
         # One thread, so that requests are made in the order they were asked for.
         self._preparing = ThreadPoolExecutor(1, "quire-prepare")
+        self._reading = ThreadPoolExecutor(_MOST_READERS, "quire-read")
+        """For what waits for pictures."""
         self._finalizer = weakref.finalize(self, self._worker.close)
 
     def generate(
@@ -72,9 +76,11 @@ class AsyncEngine:
         """
 
         def parse() -> list[Prompt]:
-            return parse_prompts(prompt, self._engine._running.tokenizer)
+            return self._engine._running.prompts.read(prompt)
 
-        return self._outputs(parse, sampling_params, request_id, priority, lora_request)
+        return self._outputs(
+            parse, sampling_params, request_id, priority, lora_request, sees=has_media(prompt)
+        )
 
     def chat(
         self,
@@ -91,16 +97,18 @@ class AsyncEngine:
         def parse() -> list[Prompt]:
             return self._engine._chat_prompts(messages, **template)
 
-        return self._outputs(parse, sampling_params, request_id, priority, lora_request)
+        sees = self._engine._running.media is not None
+        return self._outputs(parse, sampling_params, request_id, priority, lora_request, sees=sees)
 
     async def chat_prompt(self, messages: Sequence[Any], **template: Any) -> dict[str, Any]:
-        """One conversation as a prompt for `generate`: its text, and its token ids.
+        """One conversation as a prompt for `generate`: its text, its token ids and its pictures.
 
         `template` as the keywords of `Engine.chat`; raises as it does.
         """
         render = functools.partial(self._engine._chat_prompts, messages, **template)
-        [prompt] = await asyncio.to_thread(render)
-        return {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
+        [prompt] = await self._in_thread(render)
+        made: dict[str, Any] = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
+        return made | {"multi_modal_data": prompt.media} if prompt.media else made
 
     async def beam_search(
         self, prompt: Any, params: BeamSearchParams, lora_request: LoRARequest | None = None
@@ -109,8 +117,7 @@ class AsyncEngine:
 
         Other requests go on meanwhile; cancelling the task ends it. Raises as `generate` does.
         """
-        tokenizer = self._engine._running.tokenizer
-        parsed = await asyncio.to_thread(parse_prompts, prompt, tokenizer)
+        parsed = await self._read(functools.partial(self._engine._running.prompts.read, prompt))
         adapter = await self._adapter(lora_request)
         parsed = [dataclasses.replace(one, adapter=adapter) for one in parsed]
         search = beam_search.steps(self._engine, parsed, params)
@@ -183,6 +190,12 @@ class AsyncEngine:
         return self._engine.options
 
     @property
+    def modalities(self) -> frozenset[str]:
+        """What prompts may hold: `text`, and `image` where the model sees."""
+        sees = self._engine._running.media is not None
+        return frozenset(("text", "image") if sees else ("text",))
+
+    @property
     def max_model_len(self) -> int:
         """Most tokens of a prompt and its output."""
         return self._engine._running.spec.config.max_model_len
@@ -219,6 +232,17 @@ class AsyncEngine:
     async def _ask(self, function: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._worker.ask(function))
 
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, function)
+
+    async def _read(self, parse: Callable[[], list[Prompt]]) -> list[Prompt]:
+        """Prompts with all their pictures prepared. Raises as `generate` does."""
+        prompts = await self._in_thread(parse)
+        for prompt in prompts:
+            for medium in prompt.media:
+                await asyncio.wrap_future(medium.preparing)
+        return prompts
+
     async def _adapter(self, lora_request: LoRARequest | None) -> LoadedAdapter | None:
         if lora_request is None:
             return None
@@ -232,20 +256,24 @@ class AsyncEngine:
         request_id: str | None,
         priority: int,
         lora_request: LoRARequest | None,
+        *,
+        sees: bool = False,
     ) -> AsyncGenerator[RequestOutput, None]:
-        def make() -> Request:
-            prompts = [dataclasses.replace(one, adapter=adapter or one.adapter) for one in parse()]
-            return self._make(prompts, params, priority, stream.request_id)
+        """`sees` says that `parse` may read pictures, which is not for the one thread."""
 
-        loop = asyncio.get_running_loop()
-        stream = Stream(_checked_id(request_id), loop, _kind(params))
+        def make() -> Request:
+            read = parse() if prompts is None else prompts
+            given = [dataclasses.replace(one, adapter=adapter or one.adapter) for one in read]
+            return self._make(given, params, priority, stream.request_id)
+
+        stream = Stream(_checked_id(request_id), asyncio.get_running_loop(), _kind(params))
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             # beside the others, which do not wait for it
             await asyncio.to_thread(self._engine._running.grammars.check, params)
+        prompts = await self._read(parse) if sees else None
         adapter = await self._adapter(lora_request)
         with self._worker.following(stream):
-            request = await loop.run_in_executor(self._preparing, make)
-            await self._ask(lambda: self._worker.add(request, stream))
+            self._preparing.submit(self._worker.add, make, stream)
             finished = False
             while not finished:
                 output = await stream.next()

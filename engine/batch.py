@@ -1,7 +1,8 @@
 """One step's batch as one packed int32 buffer: written here by the host, unpacked in the step.
 
 Layout, in this order: `rows` [R, len(RowField)], `patches` [N, 3] and, in mixed programs, `tokens`
-[T] and the row of each token [T]. Floats are stored by their bits.
+[T], the row of each token [T], and for models that see `media` [1 or 4, T]. Floats are stored by
+their bits.
 """
 
 import enum
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .media import within
+
 if TYPE_CHECKING:
     from .buckets import Program
     from .request import Sequence
     from .sampling_params import SamplingParams
-    from .scheduler import Schedule
+    from .schedule import Chunk, Schedule
 
 
 class RowField(enum.IntEnum):
@@ -38,16 +41,34 @@ class RowField(enum.IntEnum):
     """1 where the slot has a mask of its own in the tables."""
     ADAPTER = 11
     """Slot of the row's adapter; the number of slots is none."""
-    TEMPERATURE = 12
+    ROTARY = 12
+    """What a decode row stands beyond its position, for models that rotate by three."""
+    TEMPERATURE = 13
     """This column and those after it hold float32 bits."""
-    TOP_P = 13
-    MIN_P = 14
-    PRESENCE = 15
-    FREQUENCY = 16
-    REPETITION = 17
+    TOP_P = 14
+    MIN_P = 15
+    PRESENCE = 16
+    FREQUENCY = 17
+    REPETITION = 18
 
 
 NUM_FIELDS = len(RowField)
+
+
+class Sections(NamedTuple):
+    """The parts of a packed buffer."""
+
+    rows: Any
+    """[R, len(RowField)]"""
+    patches: Any
+    """[N, 3]: slot, index, page."""
+    tokens: Any
+    """[T]"""
+    token_rows: Any
+    """[T]"""
+    media: Any
+    """[C, T]: the row of the features that stands for each token, and where it stands along time,
+    height and width."""
 
 
 class Layout(NamedTuple):
@@ -57,31 +78,49 @@ class Layout(NamedTuple):
     patches: int
     tokens: int
     """0 in decode programs, whose rows carry their token."""
+    media: int = 0
+    """Columns of `media`: 1 for models that see, 4 for those that rotate by three positions too."""
 
     @classmethod
-    def of(cls, program: "Program", page_size: int) -> "Layout":
+    def of(cls, program: "Program", page_size: int, media: int = 0) -> "Layout":
         """A decode row can enter at most one new page; a mixed step one per page of tokens more."""
         if program.decode:
-            return cls(program.rows, program.rows, 0)
-        return cls(program.rows, program.rows + -(-program.tokens // page_size), program.tokens)
+            return cls(program.rows, program.rows, 0, media)
+        patches = program.rows + -(-program.tokens // page_size)
+        return cls(program.rows, patches, program.tokens, media)
 
     @property
     def size(self) -> int:
-        return self.rows * NUM_FIELDS + self.patches * 3 + 2 * self.tokens
+        return self.rows * NUM_FIELDS + self.patches * 3 + (2 + self.media) * self.tokens
 
-    def sections(self, packed: Any) -> tuple[Any, Any, Any, Any]:
-        """Views of the row table, patches, tokens and rows of tokens (numpy or jax arrays)."""
-        ends = np.cumsum((self.rows * NUM_FIELDS, self.patches * 3, self.tokens, self.tokens))
-        rows, patches, tokens, token_rows = (
-            packed[start:end] for start, end in zip((0, *ends[:-1]), ends, strict=True)
+    def sections(self, packed: Any) -> Sections:
+        """Views of a buffer, a numpy or jax array."""
+        fields, patches, tokens = self.rows * NUM_FIELDS, self.patches * 3, self.tokens
+        ends = np.cumsum((fields, patches, tokens, tokens, self.media * tokens))
+        parts = [packed[start:end] for start, end in zip((0, *ends[:-1]), ends, strict=True)]
+        return Sections(
+            parts[0].reshape(-1, NUM_FIELDS),
+            parts[1].reshape(-1, 3),
+            parts[2],
+            parts[3],
+            parts[4].reshape(self.media, tokens),
         )
-        return rows.reshape(-1, NUM_FIELDS), patches.reshape(-1, 3), tokens, token_rows
 
 
 class BatchBuilder:
     """Writes packed buffers. Keeps each slot's sampling parameters, so that a step copies a row."""
 
-    def __init__(self, num_slots: int, page_size: int, adapter_slots: int = 0) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        page_size: int,
+        adapter_slots: int = 0,
+        media: int = 0,
+        feature_rows: int = 0,
+    ) -> None:
+        """`media` as in `Layout`; `feature_rows` is how many rows features have on the device."""
+        self._media = media
+        self._no_feature = feature_rows
         self._null_slot = num_slots
         self._no_adapter = adapter_slots
         self._page_size = page_size
@@ -102,6 +141,7 @@ class BatchBuilder:
         ints[RowField.MASKED] = sequence.constraint is not None
         adapter = sequence.adapter_slot
         ints[RowField.ADAPTER] = self._no_adapter if adapter < 0 else adapter
+        ints[RowField.ROTARY] = sequence.request.rotary_delta
         floats[RowField.TEMPERATURE :] = (
             0.0 if params.greedy else params.temperature,
             params.top_p,
@@ -113,9 +153,9 @@ class BatchBuilder:
 
     def build(self, schedule: "Schedule", program: "Program") -> np.ndarray:
         """The packed buffer of `schedule`, padded to `program`. Page-table changes must fit it."""
-        layout = Layout.of(program, self._page_size)
+        layout = Layout.of(program, self._page_size, self._media)
         packed = np.zeros(layout.size, np.int32)
-        rows, patches, tokens, token_rows = layout.sections(packed)
+        rows, patches, tokens, token_rows, media = layout.sections(packed)
         chunks = schedule.chunks
         used = len(chunks)
         counts = [chunk.count for chunk in chunks]
@@ -137,10 +177,42 @@ class BatchBuilder:
             tokens[: len(flat)] = flat
             token_rows[:] = layout.rows - 1
             token_rows[: len(flat)] = np.repeat(np.arange(used), counts)
+            if self._media:
+                self._write_media(media, chunks)
         return packed
 
+    def _write_media(self, media: np.ndarray, chunks: "list[Chunk]") -> None:
+        media[0] = self._no_feature
+        first = 0
+        for chunk in chunks:
+            columns = media[:, first : first + chunk.count]
+            _write_features(columns[0], chunk)
+            if self._media > 1:
+                _write_positions(columns[1:], chunk)
+            first += chunk.count
 
-def _input_tokens(chunk: Any) -> list[int]:
+
+def _write_features(index: np.ndarray, chunk: "Chunk") -> None:
+    """The row of the feature that stands for each token of a chunk, where one does."""
+    sequence, start = chunk.sequence, chunk.start
+    if not sequence.feature_rows:
+        return
+    for i, medium in within(sequence.request.media, start, start + chunk.count):
+        begin, end = max(medium.start, start), min(medium.end, start + chunk.count)
+        rows = sequence.feature_rows[i]
+        index[begin - start : end - start] = rows[begin - medium.start : end - medium.start]
+
+
+def _write_positions(columns: np.ndarray, chunk: "Chunk") -> None:
+    """Where the tokens of a chunk stand along time, height and width."""
+    request, start = chunk.sequence.request, chunk.start
+    columns[:] = np.arange(start, start + chunk.count) + request.rotary_delta
+    if request.rotary is not None:
+        known = request.rotary[:, start : start + chunk.count]
+        columns[:, : known.shape[1]] = known
+
+
+def _input_tokens(chunk: "Chunk") -> list[int]:
     """Tokens of a chunk; -1 stands for the one that only the device knows yet."""
     known = chunk.sequence.tokens
     if chunk.start >= len(known):

@@ -49,7 +49,8 @@ _CHEAP_ROWS = 64
 """Up to here a decode step on a GPU reads weights all the time; beyond, padded rows cost time."""
 
 
-def _ladder(first: int, last: int, growth: int) -> tuple[int, ...]:
+def ladder(first: int, last: int, growth: int) -> tuple[int, ...]:
+    """`first` and what grows from it by `growth`, up to `last`, which ends it."""
     steps = []
     while first < last:
         steps.append(first)
@@ -61,7 +62,7 @@ def _fine_ladder(last: int) -> tuple[int, ...]:
     """Powers of two, and from `_CHEAP_ROWS` on three steps between them."""
     steps = [
         power + power * quarter // 4
-        for power in _ladder(1, last, 2)[:-1]
+        for power in ladder(1, last, 2)[:-1]
         for quarter in (range(4) if power >= _CHEAP_ROWS else range(1))
     ]
     return (*(step for step in steps if step < last), last)
@@ -84,6 +85,14 @@ class Auxiliary(enum.Enum):
     """Log-probabilities of given tokens and of the likeliest, from hidden states."""
     ALL_LOGPROBS = enum.auto()
     """Log-probabilities of the whole vocabulary, from hidden states."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """The program that makes features of media, in one of its sizes."""
+
+    units: int
+    """What it takes, as the model's encoder counts: pictures, crops or patches."""
 
 
 AUXILIARY_PATCHES = 1024
@@ -116,12 +125,12 @@ class Buckets:
     def _decode_rows(self, variant: Variant) -> tuple[int, ...]:
         if self.fine and variant <= Variant.SAMPLED:
             return _fine_ladder(self.max_num_seqs)
-        return _ladder(1, self.max_num_seqs, 2)
+        return ladder(1, self.max_num_seqs, 2)
 
     @property
     def mixed_tokens(self) -> tuple[int, ...]:
         smallest = min(64, self.max_num_batched_tokens)
-        return _ladder(smallest, self.max_num_batched_tokens, self.growth)
+        return ladder(smallest, self.max_num_batched_tokens, self.growth)
 
     def decode(self, rows: int, variant: Variant, *, adapters: bool = False) -> Program:
         """The smallest decode program for `rows` rows."""

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ChatTemplateError, OptionError, PromptError
+from .chat_media import IMAGE_PART, as_template_content
 
 if TYPE_CHECKING:
+    from ..multimodal.processors import ImageFormat
     from .tokenizer import Tokenizer
 
 _JINJA_MARKS = ("{{", "{%", "{#", "\n")
@@ -66,11 +68,13 @@ def render_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    shown: "ImageFormat | None" = None,
 ) -> str:
     """The prompt of one conversation. It has its special tokens: encode it without adding more.
 
     Args:
-        messages: dicts with `role` and `content`, a string or a list of text parts.
+        messages: dicts with `role` and `content`, a string or a list of parts, of text and, where
+            `shown` says how prompts show pictures, `chat_media.IMAGE_PART`.
         chat_template: text or path; None takes the tokenizer's own.
         tools: JSON schemas, or annotated functions, for a template that offers tools.
         add_generation_prompt: ends the prompt with the header of an assistant's turn.
@@ -85,8 +89,10 @@ def render_chat(
     """
     variables = dict(chat_template_kwargs or {})
     _check_options(variables, add_generation_prompt, continue_final_message)
-    conversation = [_normalized(message, index) for index, message in enumerate(messages)]
     template = _choose_template(tokenizer, load_chat_template(chat_template), tools)
+    conversation = [_normalized(message, index, shown) for index, message in enumerate(messages)]
+    if shown is not None:
+        _show_pictures(conversation, template, shown)
     try:
         return tokenizer.hf.apply_chat_template(
             conversation,
@@ -141,8 +147,20 @@ def _no_conversation(given: object) -> PromptError:
     )
 
 
-def _normalized(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """A message with its content as one string and the arguments of its tool calls as dicts."""
+def _show_pictures(conversation: list[dict[str, Any]], template: str, shown: "ImageFormat") -> None:
+    number = 1
+    for message in conversation:
+        if (parts := message["content"]) is not None:
+            message["content"] = as_template_content(parts, template, shown, number)
+            number += parts.count(IMAGE_PART)
+
+
+def _normalized(
+    message: Mapping[str, Any], index: int, shown: "ImageFormat | None"
+) -> dict[str, Any]:
+    """A message with the arguments of its tool calls as dicts, and its content as one string or,
+    where pictures are shown, as a list of parts.
+    """
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise PromptError(
@@ -153,7 +171,10 @@ def _normalized(message: Mapping[str, Any], index: int) -> dict[str, Any]:
     content = message.get("content")
     if content is None and not calls:
         raise PromptError(f"Message {index} ({role}) has no content: pass a string.")
-    normal = {**message, "content": None if content is None else _flattened(content, index)}
+    if content is not None:
+        flattened = _flattened if shown is None else _parts
+        content = flattened(content, index)
+    normal = {**message, "content": content}
     if calls:
         normal["tool_calls"] = [_with_parsed_arguments(call, index) for call in calls]
     return normal
@@ -171,14 +192,24 @@ def _flattened(content: object, index: int) -> str:
     return "\n".join(_text_of(part, index) for part in content)
 
 
+def _parts(content: object, index: int) -> list[dict[str, Any]]:
+    """The parts of a message, of text and pictures."""
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return [{"type": "text", "text": _flattened(content, index)}]
+    return [
+        part if part == IMAGE_PART else {"type": "text", "text": _text_of(part, index)}
+        for part in content
+    ]
+
+
 def _text_of(part: object, index: int) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if any(medium in str(kind) for medium in _MEDIA):
         raise PromptError(
-            f"Message {index} has a part of type {kind!r}, but this engine serves text models: it "
-            "has no images, audio or video yet. Leave the part out."
+            f"Message {index} has a part of type {kind!r}, which this model does not take. Leave "
+            "the part out."
         )
     text = part.get("text") if isinstance(part, Mapping) and kind == "text" else None
     if not isinstance(text, str):

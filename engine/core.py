@@ -100,6 +100,8 @@ class EngineCore:
             self._runner.admit(sequence, self._tables(sequence))
         for slot, adapter in schedule.loads:
             self._runner.write_adapter(slot, adapter)
+        if schedule.encodes:
+            self._runner.encode(schedule.encodes)
         variant, adapters = Variant.GREEDY, False
         masks: dict[int, np.ndarray] = {}
         for chunk in schedule.chunks:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .buckets import Buckets
+from .batch import Layout
+from .buckets import Buckets, Program
 
 if TYPE_CHECKING:
     from .model import ModelSpec
@@ -59,10 +60,24 @@ class RunnerConfig:
     compile_ahead: bool
     adapters: tuple[int, int] | None = None
     """Slots for adapters and their rank; None without."""
+    feature_rows: int = 0
+    """Rows for features of media; 0 for models of text alone."""
+    encoder_sizes: tuple[int, ...] = ()
+    """Of the programs that make features, ascending."""
+    media: int = 0
+    """Columns that say of each token of a mixed step how it is seen, as in `Layout`."""
 
     @property
     def num_slots(self) -> int:
         return self.buckets.max_num_seqs
+
+    @property
+    def rotates_by_three(self) -> bool:
+        return self.media > 1
+
+    def layout(self, program: Program) -> Layout:
+        """How the buffer of a step is packed."""
+        return Layout.of(program, self.page_size, self.media)
 
 
 def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
@@ -76,6 +91,13 @@ def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
         last_token=jnp.zeros(config.num_slots + 1, jnp.int32),
         page_table=jnp.zeros((config.num_slots + 1, pages_per_row), jnp.int32),
     )
+
+
+def new_features(spec: "ModelSpec", config: RunnerConfig) -> Float[Array, "F E"] | None:
+    """Room for features of media; None for models of text alone."""
+    if not config.feature_rows:
+        return None
+    return jnp.zeros((config.feature_rows, spec.config.hidden_size), spec.dtype)
 
 
 def new_tables(spec: "ModelSpec", config: RunnerConfig) -> TokenTables:

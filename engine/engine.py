@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from ..lora.request import LoRARequest
 from . import adapters, beam_search, requests
 from .assembly import Assembly, assemble
 from .chat import as_conversations, render_chat
+from .chat_media import take_pictures
 from .fair_lock import FairLock
 from .interrupts import deferred_interrupts
 from .options import make_options
 from .outputs import RequestOutput
 from .progress import Progress
-from .prompts import Prompt, parse_prompts
+from .prompts import Prompt
 from .request import Request
 from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from .stats import EngineStats
+from .tokenizer import Tokenizer
 from .weights import update_params
 
 Params = SamplingParams | BeamSearchParams
@@ -66,8 +69,8 @@ class Engine:
         """Completes prompts, all batched together.
 
         Args:
-            prompts: text, token ids, a dict (`prompt` or `prompt_token_ids`, `cache_salt`), or a
-                list of those.
+            prompts: text, token ids, a dict (`prompt` or `prompt_token_ids`, `cache_salt`,
+                `multi_modal_data`, `mm_processor_kwargs`), or a list of those.
             sampling_params: one for all, or one for each prompt; None takes the model's defaults.
                 `BeamSearchParams` run `beam_search`.
             use_tqdm: shows progress and tokens per second.
@@ -78,7 +81,8 @@ class Engine:
             One output a prompt, in their order.
 
         Raises:
-            PromptError, OptionError, AdapterError: before anything is queued; the engine serves on.
+            PromptError, MediaError, OptionError, AdapterError: before anything is queued; the
+                engine serves on.
             KeyboardInterrupt: after Ctrl-C; this call's requests are aborted, the engine serves on.
         """
         parsed = self._parse(prompts, lora_request)
@@ -98,6 +102,7 @@ class Engine:
         continue_final_message: bool = False,
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
         priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answers one conversation (a list of messages) or several (a list of those).
@@ -105,6 +110,7 @@ class Engine:
         Args:
             chat_template: text or path; None takes the engine's, then the tokenizer's own.
             tools: function definitions for the template, in OpenAI's form.
+            mm_processor_kwargs: settings of the image processor for this call.
 
         Raises:
             ChatTemplateError: no template, or it refuses the conversation; and as `generate`.
@@ -116,6 +122,7 @@ class Engine:
             continue_final_message=continue_final_message,
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
+            mm_processor_kwargs=mm_processor_kwargs,
         )
         prompts = adapters.given_to(prompts, lora_request, self._running.adapters)
         if isinstance(sampling_params, BeamSearchParams):
@@ -258,26 +265,37 @@ class Engine:
         return self._assembly
 
     def _parse(self, prompts: Any, lora_request: LoRAs) -> list[Prompt]:
-        parsed = parse_prompts(prompts, self._running.tokenizer)
+        parsed = self._running.prompts.read(prompts)
         return adapters.given_to(parsed, lora_request, self._running.adapters)
 
     def _chat_prompts(
-        self, messages: Sequence[Any], *, chat_template: str | Path | None = None, **template: Any
+        self,
+        messages: Sequence[Any],
+        *,
+        chat_template: str | Path | None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
+        **template: Any,
     ) -> list[Prompt]:
         tokenizer = self._running.tokenizer
         if tokenizer is None:
             raise PromptError("chat needs a tokenizer, but skip_tokenizer_init=True was given.")
         chosen = chat_template if chat_template is not None else self.options.chat_template
-        texts = [
-            render_chat(tokenizer, conversation, chat_template=chosen, **template)
-            for conversation in as_conversations(messages)
+        prompts = [
+            self._chat_prompt(tokenizer, one, mm_processor_kwargs, chat_template=chosen, **template)
+            for one in as_conversations(messages)
         ]
-        return parse_prompts(texts, tokenizer, add_special_tokens=False)
+        return self._running.prompts.read(prompts, add_special_tokens=False)
 
-    def _submit(self, made: list[Request], sink: Any) -> None:
-        with self._lock:
-            for request in made:
-                self._running.core.add(request, sink)
+    def _chat_prompt(
+        self, tokenizer: Tokenizer, messages: list[dict[str, Any]], settings: Any, **template: Any
+    ) -> Any:
+        media = self._running.media
+        if media is None:
+            return render_chat(tokenizer, messages, **template)
+        messages, pictures = take_pictures(messages)
+        text = render_chat(tokenizer, messages, shown=media.vision.format, **template)
+        data = {"image": media.fetch(pictures)} if pictures else None
+        return {"prompt": text, "multi_modal_data": data, "mm_processor_kwargs": settings}
 
     def _make(
         self,
@@ -304,9 +322,9 @@ class Engine:
                 progress.add(output)
 
             with self._aborting(made), deferred_interrupts() as check:
-                self._submit(made, sink)
+                waiting = deque(made)
                 while len(done) < len(made):
-                    self._step()
+                    self._advance(waiting, sink)
                     check()
         return [done[request.id] for request in made]
 
@@ -317,12 +335,11 @@ class Engine:
         made = self._make(prompts, params, None, RequestOutputKind.DELTA)
 
         def iterate() -> Iterator[RequestOutput]:
-            left = len(made)
+            left, waiting = len(made), deque(made)
             with self._aborting(made):
-                self._submit(made, pieces.append)
                 while left:
                     with deferred_interrupts() as check:
-                        self._step()
+                        self._advance(waiting, pieces.append)
                         check()
                     ready, pieces[:] = list(pieces), []
                     for piece in ready:
@@ -330,6 +347,18 @@ class Engine:
                         yield piece
 
         return iterate()
+
+    def _advance(self, waiting: deque[Request], sink: Any) -> None:
+        """Queues those of `waiting` whose turn it is and whose pictures are prepared, and steps.
+
+        Where the device has nothing else to do, waits for the pictures of the first.
+        """
+        if waiting and not self._running.core.has_work:
+            waiting[0].wait_for_media()
+        with self._lock:
+            while waiting and waiting[0].prepared:
+                self._running.core.add(waiting.popleft(), sink)
+            self._running.core.step()
 
     def _step(self) -> None:
         with self._lock:

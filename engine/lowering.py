@@ -8,18 +8,19 @@ import jax.numpy as jnp
 
 from ..models import functional
 from . import sampler
-from .batch import Layout
 from .buckets import (
     AUXILIARY_MASKS,
     AUXILIARY_PATCHES,
     AUXILIARY_TOKENS,
     Auxiliary,
+    Encoding,
     Program,
     Variant,
 )
 from .device_state import (
     RunnerConfig,
     apply_patches,
+    new_features,
     new_state,
     new_tables,
     write_bias_row,
@@ -63,29 +64,52 @@ class Lowering:
         self._config = config
         self._state = jax.eval_shape(lambda: new_state(spec, config))
         self._tables = jax.eval_shape(lambda: new_tables(spec, config))
+        self._features = jax.eval_shape(lambda: new_features(spec, config))
         # the config is what a graph definition is made from
-        identity = (spec.architecture, spec.config, spec.shapes, self._state, self._tables, config)
+        encoder = None if spec.vision is None else spec.vision.encoder
+        model = spec.architecture, spec.config, spec.shapes, encoder
+        identity = (*model, self._state, self._tables, config)
         self._cache = ProgramCache(cache, identity)
 
     def __call__(self, key: Key) -> jax.stages.Lowered:
         """The lowered program of `key`; its arguments are as in `make_step` or `device_state`."""
-        part = self._step(key) if isinstance(key, Program) else self._auxiliary(key)
+        match key:
+            case Program():
+                part = self._step(key)
+            case Encoding():
+                part = self._encoding(key)
+            case Auxiliary():
+                part = self._auxiliary(key)
         return self._cache.lower(key, *part)
 
     def _step(self, program: Program) -> _Part:
-        page_size = self._config.page_size
-        step = make_step(
-            self._graphdef(adapted=program.adapters),
-            program,
-            page_size=page_size,
-            top_logprobs=self._config.top_logprobs,
-        )
+        step = make_step(self._graphdef(adapted=program.adapters), program, self._config)
         tables = self._tables if program.variant >= Variant.PENALIZED else None
-        packed = jax.ShapeDtypeStruct((Layout.of(program, page_size).size,), jnp.int32)
-        donated = (2, 3)
+        packed = jax.ShapeDtypeStruct((self._config.layout(program).size,), jnp.int32)
+        donated = (3, 4)
         jitted = jax.jit(step, donate_argnums=donated)
         adapters = self._adapters if program.adapters else None
-        return jitted, donated, (self._spec.shapes, adapters, self._state, tables, packed)
+        features = None if program.decode else self._features
+        args = self._spec.shapes, adapters, features, self._state, tables, packed
+        return jitted, donated, args
+
+    def _encoding(self, key: Encoding) -> _Part:
+        assert self._spec.vision is not None, "only planned for models that see"
+        encoder = self._spec.vision.encoder
+        rows = jax.ShapeDtypeStruct((encoder.num_rows(key.units),), jnp.int32)
+        jitted, donated = jax.jit(self._encode, donate_argnums=1), (1,)
+        return (
+            jitted,
+            donated,
+            (self._spec.shapes, self._features, encoder.abstract(key.units), rows),
+        )
+
+    def _encode(
+        self, params: Any, features: jax.Array, inputs: dict[str, jax.Array], rows: jax.Array
+    ) -> jax.Array:
+        """Room for features [F, E] with new ones in `rows`; F or more is padding."""
+        encoded = functional.bind(self._spec.graphdef, params).encode(inputs)
+        return features.at[rows].set(encoded.astype(features.dtype), mode="drop")
 
     def _auxiliary(self, key: Auxiliary) -> _Part:
         vocab, width = self._spec.config.vocab_size, self._spec.config.hidden_size

@@ -24,6 +24,8 @@ _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _JAX_DEFAULT = 0.75
 _SCRATCH_SHARE = 0.04
 """Share of a GPU beyond `gpu_memory_utilization` that JAX may take while it compiles."""
+_TOWER_VALUES = 12
+"""Numbers for each patch and unit of width that a run of a tower has room for."""
 _BLAS_WORKSPACE = 36 * 2**20
 """Bytes that XLA may set aside in a program for cuBLAS."""
 
@@ -89,7 +91,8 @@ def _gpu_budget(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions)
     tables = jax.eval_shape(lambda: new_tables(spec, config))
     fixed = spec.weight_bytes + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables))
     fixed += 0 if spec.adapters is None else spec.adapters.nbytes
-    scratch = temporaries(spec, config)
+    fixed += config.feature_rows * spec.config.hidden_size * spec.dtype.itemsize
+    scratch = max(temporaries(spec, config), tower_temporaries(spec, config))
     budget = int(allowed - used - fixed - scratch)
     if budget <= 0:
         raise MemoryBudgetError(
@@ -123,7 +126,7 @@ def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     the largest counts.
     """
     model, largest = spec.config, config.buckets.largest
-    matrices = [s.shape for s in spec.shapes.values() if len(s.shape) > 1]
+    matrices = [s.shape for s in spec.text_shapes.values() if len(s.shape) > 1]
     widest = max(
         math.prod(shape) // shape[-1] for shape in matrices if model.vocab_size not in shape
     )
@@ -133,6 +136,20 @@ def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     partial = MOST_SPLITS * largest.rows * heads
     workspace = _BLAS_WORKSPACE if jax.default_backend() == "gpu" else 0
     return max(values * spec.dtype.itemsize, logits * 4, partial * 4) * 9 // 8 + workspace
+
+
+def tower_temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
+    """Bytes of the largest run of the tower beside its arguments: an estimate, as `temporaries`.
+
+    What a patch takes goes with the width of the tower's MLP: programs compiled for LLaVA-1.5 and
+    Qwen2-VL-2B take 14 and 23 bytes for each unit of it.
+    """
+    if spec.vision is None:
+        return 0
+    towers = spec.shapes.keys() - spec.text_shapes.keys()
+    widest = max(spec.shapes[path].shape[0] for path in towers if spec.shapes[path].ndim == 1)
+    patches = spec.vision.encoder.num_patches(config.encoder_sizes[-1])
+    return patches * widest * _TOWER_VALUES * spec.dtype.itemsize
 
 
 def _check_host_memory(spec: "ModelSpec") -> None:

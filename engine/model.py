@@ -12,6 +12,7 @@ from ..models.config import TextConfig
 from .adapter_arrays import AdapterSpec, adapter_spec
 from .checkpoint import find_model, load_params, read_config, resolve_dtype
 from .options import EngineOptions
+from .vision import VisionSpec, vision_spec
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "models" / "demo"
 
@@ -37,6 +38,14 @@ class ModelSpec:
     """Shape and type of every parameter, by dotted path."""
     adapters: AdapterSpec | None
     """Room for adapters; None without `enable_lora`."""
+    vision: VisionSpec | None
+    """How it takes pictures; None for a model of text alone."""
+
+    @property
+    def text_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Those of what a step runs: without the towers, which see pictures."""
+        towers = getattr(self.architecture, "towers", ())
+        return {p: shape for p, shape in self.shapes.items() if p.split(".")[0] not in towers}
 
     @property
     def weight_bytes(self) -> int:
@@ -88,6 +97,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         )
         if options.enable_lora
         else None,
+        vision=vision_spec(architecture, hf_config, config, folder, options),
     )
 
 

@@ -9,6 +9,7 @@ from ..errors import OptionError, nearest
 LoadFormat = Literal["auto", "dummy"]
 GenerationConfig = Literal["auto", "vllm"]
 SchedulingPolicy = Literal["fcfs", "priority"]
+ImageInputType = Literal["pixel_values", "image_features"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,26 @@ class EngineOptions:
     """Highest rank of an adapter: 8, 16, 32, 64, 128, 256 or 512."""
     max_cpu_loras: int | None = None
     """Adapters kept in host memory; None: as many as `max_loras`, and at least 16."""
+    limit_mm_per_prompt: dict[str, int] | None = None
+    """Most pictures of one prompt, as `{"image": 2}`; 16 where it does not say."""
+    mm_processor_kwargs: dict[str, Any] | None = None
+    """Settings of the model's image processor, such as `{"max_pixels": 1003520}`."""
+    mm_encoder_cache_gb: float | None = None
+    """GiB for features of pictures on the device; None: 0.5 on a GPU, 0.0625 on a CPU."""
+    allowed_local_media_path: str = ""
+    """A folder whose files messages may name by `file:` URLs; empty: none."""
+    allowed_media_domains: list[str] | None = None
+    """The only hosts that media are fetched from; None: any that is public."""
+    allow_private_media_addresses: bool = False
+    """Also fetches media from loopback, private and link-local addresses."""
+    image_input_type: ImageInputType = "pixel_values"
+    """`image_features`: pictures are given as outputs of the vision tower (`ImageFeatureData`)."""
+    image_token_id: int | None = None
+    """Only checked against the model's own."""
+    image_input_shape: str | None = None
+    """Only checked against pictures and features that are given as arrays, as `1,3,336,336`."""
+    image_feature_size: int | None = None
+    """Only checked against the model's own: features of one picture."""
     scheduling_policy: SchedulingPolicy = "fcfs"
     """`fcfs` serves by arrival, `priority` the lowest priority first."""
     max_logprobs: int = 20
@@ -75,6 +96,9 @@ class EngineOptions:
     """Shows a progress bar while weights load."""
 
 
+_MEDIA = ("image", "video", "audio")
+MOST_IMAGES = 16
+"""Of one prompt, unless `limit_mm_per_prompt` says otherwise."""
 MOST_ADAPTERS = 256
 RANKS = (8, 16, 32, 64, 128, 256, 512)
 """What `max_lora_rank` may be."""
@@ -99,7 +123,6 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "enable_chunked_prefill": (True,),
     "disable_custom_all_reduce": (True, False),
     "enable_sleep_mode": (False,),
-    "limit_mm_per_prompt": ({},),
     "device": ("auto", "cuda", "gpu", "cpu"),
     "compilation_config": (),
     "speculative_config": (),
@@ -153,7 +176,10 @@ _TYPES = {
     "int | None": (int, type(None)),
     "float": (int, float),
     "bool": bool,
+    "float | None": (int, float, type(None)),
     "dict[str, Any] | None": (dict, type(None)),
+    "dict[str, int] | None": (dict, type(None)),
+    "list[str] | None": (list, tuple, type(None)),
 }
 
 
@@ -170,6 +196,21 @@ def _check_adapters(options: EngineOptions) -> None:
         raise OptionError(
             f"max_cpu_loras={options.max_cpu_loras} must be at least max_loras="
             f"{options.max_loras}. Leave it out for the default."
+        )
+
+
+def _check_media(options: EngineOptions) -> None:
+    for kind, most in (options.limit_mm_per_prompt or {}).items():
+        if kind not in _MEDIA or isinstance(most, bool) or not isinstance(most, int) or most < 0:
+            raise OptionError(
+                f"limit_mm_per_prompt has {kind!r}: {most!r}; it maps {', '.join(_MEDIA)} to the "
+                "most of a prompt, from 0."
+            )
+    gigabytes = options.mm_encoder_cache_gb
+    if gigabytes is not None and not 0 < gigabytes < 1024:
+        raise OptionError(
+            f"mm_encoder_cache_gb={gigabytes} must be above 0 and below 1024. Leave it out for the "
+            "default."
         )
 
 
@@ -208,6 +249,7 @@ def _check_ranges(options: EngineOptions) -> None:
     if math.isnan(utilization) or not 0 < utilization <= 1:
         raise OptionError(f"gpu_memory_utilization={utilization} must be above 0 and at most 1.")
     _check_adapters(options)
+    _check_media(options)
     if options.page_size not in (None, 8, 16, 32, 64, 128):
         raise OptionError(f"page_size={options.page_size} must be one of 8, 16, 32, 64, 128.")
     if options.max_logprobs < -1:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from .media import within
 from .page_pool import PagePool, page_hash
 from .request import Request, Sequence
 
@@ -64,9 +65,16 @@ class PrefixCache:
         salt = self._salt(request)
         for page in range(first, end):
             if page + 1 == len(hashes):
-                content = tokens[page * page_size : (page + 1) * page_size]
-                hashes.append(page_hash(hashes[page], content, salt))
+                start, stop = page * page_size, (page + 1) * page_size
+                shown = _shown(request, start, stop)
+                hashes.append(page_hash(hashes[page], tokens[start:stop], shown + salt))
             yield hashes[page + 1]
+
+
+def _shown(request: Request, start: int, stop: int) -> bytes:
+    """What media tokens from `start` to `stop` - 1 stand for, behind its length."""
+    media = [one.digest for _, one in within(request.media, start, stop)]
+    return len(media).to_bytes(2) + b"".join(media)
 
 
 def _must_compute_prompt(sequence: Sequence) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import EngineClosedError
-from .buckets import Auxiliary, Program
+from .buckets import Auxiliary, Encoding, Program
 
 Compiled = Callable[..., Any]
-Key = Program | Auxiliary
+Key = Program | Auxiliary | Encoding
 _SOON = 2e-4
 """Seconds."""
 

@@ -1,17 +1,21 @@
 """Prompts in every form that users write them, made into one."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PromptError, nearest
+from .media import Medium, Opened, placed
+from .placeholders import expand, expand_numbered
 
 if TYPE_CHECKING:
     from .adapter_arrays import LoadedAdapter
+    from .media_inputs import MediaInputs
     from .tokenizer import Tokenizer
 
-KEYS = ("prompt", "prompt_token_ids", "cache_salt")
-_LATER = ("multi_modal_data", "mm_processor_kwargs", "multi_modal_uuids", "prompt_embeds")
+KEYS = ("prompt", "prompt_token_ids", "cache_salt", "multi_modal_data", "mm_processor_kwargs")
+_LATER = ("multi_modal_uuids", "prompt_embeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Prompt:
     """Prompts of different salts never share cached pages."""
     adapter: "LoadedAdapter | None" = None
     """What it is to be completed with; None is the model alone."""
+    media: tuple[Medium, ...] = ()
+    """Pictures, in the order of their placeholder tokens."""
 
 
 def is_single(prompts: Any) -> bool:
@@ -33,35 +39,101 @@ def is_single(prompts: Any) -> bool:
     return bool(prompts) and all(_is_token(token) for token in prompts)
 
 
-def parse_prompts(
-    prompts: Any, tokenizer: "Tokenizer | None", *, add_special_tokens: bool = True
-) -> list[Prompt]:
-    """Texts, token ids, dicts, or lists of those, as a list of `Prompt`. Raises PromptError."""
-    if hasattr(prompts, "tolist"):  # numpy and jax arrays of token ids
-        prompts = prompts.tolist()
-    if not isinstance(prompts, str | Mapping | Sequence) or isinstance(prompts, bytes):
-        raise PromptError(
-            f"a prompt is text, a list of token ids or a dict, not a {type(prompts).__name__}."
-        )
-    if not is_single(prompts):
-        return [parse_prompt(one, tokenizer, add_special_tokens) for one in prompts]
-    return [parse_prompt(prompts, tokenizer, add_special_tokens)]
+@dataclasses.dataclass(frozen=True)
+class PromptReader:
+    """Reads prompts in every form for one model."""
+
+    tokenizer: "Tokenizer | None"
+    media: "MediaInputs | None" = None
+    """None for a model of text alone."""
+
+    def read(self, prompts: Any, *, add_special_tokens: bool = True) -> list[Prompt]:
+        """Texts, token ids, dicts, or lists of those. Those with pictures are read side by side.
+
+        Raises PromptError or MediaError.
+        """
+        if hasattr(prompts, "tolist"):  # numpy and jax arrays of token ids
+            prompts = prompts.tolist()
+        if not isinstance(prompts, str | Mapping | Sequence) or isinstance(prompts, bytes):
+            raise PromptError(
+                f"a prompt is text, a list of token ids or a dict, not a {type(prompts).__name__}."
+            )
+        each = [prompts] if is_single(prompts) else prompts
+        read = functools.partial(self._read, add_special_tokens=add_special_tokens)
+        if self.media is not None and any(map(has_media, each)):
+            return list(self.media.threads.map(read, each))
+        return [read(one) for one in each]
+
+    def _read(self, prompt: Any, add_special_tokens: bool) -> Prompt:
+        """One prompt: text, token ids, or a dict."""
+        if isinstance(prompt, Mapping):
+            return self._read_dict(prompt, add_special_tokens)
+        if isinstance(prompt, str):
+            return self._made(prompt, None, [], add_special_tokens)
+        return self._made(None, _token_ids(prompt), [], add_special_tokens)
+
+    def _read_dict(self, prompt: Mapping[str, Any], add_special_tokens: bool) -> Prompt:
+        for key, value in prompt.items():
+            if key in _LATER and value is not None:
+                raise PromptError(f"{key} is not supported. Leave it out.")
+            if key not in KEYS and key not in _LATER:
+                hint = nearest(str(key), KEYS)
+                allowed = ", ".join(KEYS)
+                raise PromptError(f"unknown key {key!r} in a prompt.{hint} Allowed: {allowed}.")
+        text, ids, salt, data, settings = (prompt.get(key) for key in KEYS)
+        if salt is not None and (not isinstance(salt, str) or not salt):
+            raise PromptError(f"cache_salt={salt!r} must be text that is not empty.")
+        if ids is None and text is None:
+            raise PromptError("a dict prompt needs one of prompt and prompt_token_ids.")
+        known = None if ids is None else _token_ids(ids)
+        made = self._made(text, known, self._open(data, settings), add_special_tokens)
+        return dataclasses.replace(made, salt=(salt or "").encode())
+
+    def _open(self, data: Any, settings: Any) -> list[Opened]:
+        if data is None:
+            return []
+        if self.media is None:
+            raise PromptError(
+                "multi_modal_data is given, but this model takes text alone. Leave it out, or "
+                "choose a model that sees."
+            )
+        return self.media.open(data, settings)
+
+    def _made(
+        self,
+        text: str | None,
+        ids: list[int] | None,
+        pictures: list[Opened],
+        add_special_tokens: bool,
+    ) -> Prompt:
+        """The prompt with as many placeholder tokens as its pictures have features."""
+        if self.media is None:
+            encoded = self._encode(text or "", add_special_tokens) if ids is None else ids
+            return Prompt(text, encoded)
+        vision, counts = self.media.vision, [one.num_tokens for one in pictures]
+        if ids is None and vision.format.numbered:
+
+            def encode(piece: str, first: bool) -> list[int]:
+                return self._encode(piece, first and add_special_tokens)
+
+            marker = vision.format.marker
+            ids, places = expand_numbered(text or "", marker, vision.image_token, counts, encode)
+        else:
+            known = self._encode(text or "", add_special_tokens) if ids is None else ids
+            ids, places = expand(known, vision.image_token, counts)
+        return Prompt(text, ids, media=placed(pictures, places))
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        if self.tokenizer is None:
+            raise PromptError(
+                "the engine has no tokenizer (skip_tokenizer_init=True): give token ids, not text."
+            )
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
-def parse_prompt(
-    prompt: Any, tokenizer: "Tokenizer | None", add_special_tokens: bool = True
-) -> Prompt:
-    """One prompt: text, token ids, or a dict with `prompt` or `prompt_token_ids`."""
-    if isinstance(prompt, str):
-        return Prompt(prompt, _encode(prompt, tokenizer, add_special_tokens))
-    if isinstance(prompt, Mapping):
-        return _parse_dict(prompt, tokenizer, add_special_tokens)
-    if isinstance(prompt, Sequence) and all(_is_token(token) for token in prompt):
-        return Prompt(None, [int(token) for token in prompt])
-    raise PromptError(
-        f"{_short(prompt)} is no prompt: give text, a list of token ids, or a dict with one of "
-        f"{', '.join(KEYS[:2])}."
-    )
+def has_media(prompt: Any) -> bool:
+    """Whether a prompt has pictures to be opened, which takes a while."""
+    return isinstance(prompt, Mapping) and prompt.get("multi_modal_data") is not None
 
 
 def check_prompt(prompt: Prompt, *, vocab_size: int, max_model_len: int) -> None:
@@ -81,30 +153,14 @@ def check_prompt(prompt: Prompt, *, vocab_size: int, max_model_len: int) -> None
         raise PromptError(f"token id {bad} is out of range: allowed are 0 to {vocab_size - 1}.")
 
 
-def _parse_dict(
-    prompt: Mapping[str, Any], tokenizer: "Tokenizer | None", add_special_tokens: bool
-) -> Prompt:
-    for key, value in prompt.items():
-        if key in _LATER and value is not None:
-            raise PromptError(f"{key} is not supported: this engine serves text models only.")
-        if key not in KEYS and key not in _LATER:
-            hint = nearest(str(key), KEYS)
-            raise PromptError(f"unknown key {key!r} in a prompt.{hint} Allowed: {', '.join(KEYS)}.")
-    text, ids, salt = (prompt.get(key) for key in KEYS)
-    if salt is not None and (not isinstance(salt, str) or not salt):
-        raise PromptError(f"cache_salt={salt!r} must be text that is not empty.")
-    if ids is None and text is None:
-        raise PromptError("a dict prompt needs one of prompt and prompt_token_ids.")
-    inner = parse_prompt(ids if ids is not None else text, tokenizer, add_special_tokens)
-    return Prompt(text if text is not None else inner.text, inner.token_ids, (salt or "").encode())
-
-
-def _encode(text: str, tokenizer: "Tokenizer | None", add_special_tokens: bool) -> list[int]:
-    if tokenizer is None:
-        raise PromptError(
-            "the engine has no tokenizer (skip_tokenizer_init=True): give token ids, not text."
-        )
-    return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+def _token_ids(prompt: Any) -> list[int]:
+    given = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(given, Sequence) and all(_is_token(token) for token in given):
+        return [int(token) for token in given]
+    raise PromptError(
+        f"{_short(prompt)} is no prompt: give text, a list of token ids, or a dict with one of "
+        f"{', '.join(KEYS[:2])}."
+    )
 
 
 def _is_token(value: Any) -> bool:

@@ -4,8 +4,11 @@ import dataclasses
 import enum
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .buckets import Variant
 from .grammar import Constraint
+from .media import Medium
 from .sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ class Sequence:
     """Where its adapter lies on the device; -1 without one. Its own only while it runs, but kept
     when it loses its pages: what a step in flight computes of it still goes by that slot."""
     pages: list[int] = dataclasses.field(default_factory=list)
+    feature_rows: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """Where the features of each of the request's media lie; empty once it needs them no more."""
     hashes: list[bytes] = dataclasses.field(default_factory=list)
     """`PagePool.root`, then the chained hash of each full page of `tokens`; extended lazily."""
     registered: int = 0
@@ -91,6 +96,13 @@ class Request:
     """Part of the hash of every page: requests with different salts never share pages."""
     adapter: "LoadedAdapter | None" = None
     """What its tokens are computed with; requests share pages only where its digest is equal."""
+    media: tuple[Medium, ...] = ()
+    """Pictures in the prompt, in order."""
+    rotary: np.ndarray | None = None
+    """int32 [3, length of the prompt]: where its tokens stand, for a model that rotates by three
+    positions; None where they stand at their index."""
+    rotary_delta: int = 0
+    """What tokens behind the prompt stand beyond their index."""
     eos_ids: frozenset[int] = frozenset()
     """The model's end-of-sequence tokens."""
     stop_ids: frozenset[int] = frozenset()
@@ -118,6 +130,21 @@ class Request:
     def adapter_digest(self) -> str:
         """Empty for the model alone."""
         return "" if self.adapter is None else self.adapter.digest
+
+    @property
+    def prepared(self) -> bool:
+        """Whether its media are ready to be encoded, so that it can be queued."""
+        return all(one.preparing.done() for one in self.media)
+
+    def wait_for_media(self) -> None:
+        """Blocks until it is `prepared`. Raises what preparing a medium raised."""
+        for one in self.media:
+            one.preparing.result()
+
+    @property
+    def media_end(self) -> int:
+        """Index of the first token behind the last medium."""
+        return self.media[-1].end if self.media else 0
 
     @property
     def streams(self) -> bool:

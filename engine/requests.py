@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import OptionError, PromptError
+from ..models import mrope
 from .buckets import Variant
 from .prompts import Prompt, check_prompt
 from .request import Request, Sequence as Line
@@ -74,6 +75,7 @@ def _make_one(
     stop_ids = frozenset(params.stop_token_ids or ())
     if not params.ignore_eos:
         stop_ids |= assembly.eos_token_ids
+    rotary, delta = _rotary(assembly, prompt)
     request = Request(
         id=str(serial),
         prompt=prompt.text,
@@ -83,6 +85,9 @@ def _make_one(
         priority=priority,
         salt=prompt.salt,
         adapter=prompt.adapter,
+        media=prompt.media,
+        rotary=rotary,
+        rotary_delta=delta,
         eos_ids=assembly.eos_token_ids,
         stop_ids=stop_ids,
         bad_words=bad_words,
@@ -110,6 +115,12 @@ def _make_one(
         for index in range(params.n)
     )
     return request
+
+
+def _rotary(assembly: "Assembly", prompt: Prompt) -> tuple[np.ndarray | None, int]:
+    """Where the tokens of a prompt stand, for models that rotate by three positions."""
+    places = [(one.start, one.grid) for one in prompt.media if one.grid is not None]
+    return mrope.positions(len(prompt.token_ids), places) if places else (None, 0)
 
 
 def _variant(params: SamplingParams) -> Variant:

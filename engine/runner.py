@@ -9,22 +9,25 @@ import jax
 import numpy as np
 
 from . import sampler
-from .batch import BatchBuilder, Layout
+from .batch import BatchBuilder
 from .buckets import (
     AUXILIARY_MASKS,
     AUXILIARY_PATCHES,
     AUXILIARY_TOKENS,
     Auxiliary,
+    Encoding,
     Program,
     Variant,
 )
-from .device_state import RunnerConfig, new_state, new_tables
+from .device_state import RunnerConfig, new_features, new_state, new_tables
 from .lowering import Lowering, compiler_options
 from .programs import Programs
 from .step import StepOutput
+from .vision import runs
 
 if TYPE_CHECKING:
     from .adapter_arrays import LoadedAdapter
+    from .media import Medium
     from .model import ModelSpec
     from .request import Sequence
     from .scheduler import Schedule
@@ -46,11 +49,17 @@ class ModelRunner:
         self._params: dict[str, jax.Array] = {}
         self._adapters: dict[str, jax.Array] | None = None
         self._no_adapter = 0 if spec.adapters is None else spec.adapters.slots
-        self._builder = BatchBuilder(config.num_slots, config.page_size, self._no_adapter)
-        needless = {Auxiliary.WRITE_ADAPTER} if spec.adapters is None else set()
+        self._features: jax.Array | None = None
+        self._builder = BatchBuilder(
+            config.num_slots,
+            config.page_size,
+            self._no_adapter,
+            config.media,
+            config.feature_rows,
+        )
         self.programs = Programs(
             Lowering(spec, config, program_cache),
-            (*config.buckets.programs(), *(a for a in Auxiliary if a not in needless)),
+            _planned(spec, config),
             options=compiler_options,
             first=2,
             ahead=config.compile_ahead,
@@ -64,6 +73,7 @@ class ModelRunner:
         self._tables = new_tables(self._spec, self._config)
         if self._spec.adapters is not None:
             self._adapters = self._spec.adapters.new_arrays()
+        self._features = new_features(self._spec, self._config)
         self.programs.go_on()
 
     @property
@@ -100,10 +110,21 @@ class ModelRunner:
         write = self.programs.exactly(Auxiliary.WRITE_ADAPTER)
         self._adapters = write(self._adapters, np.int32(slot), adapter.packed)
 
+    def encode(self, media: "list[tuple[Medium, np.ndarray]]") -> None:
+        """Writes the features of media to their rows, ahead of the next step."""
+        vision = self._spec.vision
+        if vision is None:
+            return
+        for run in runs(vision.encoder, self._config.encoder_sizes, media):
+            compiled = self.programs.exactly(Encoding(run.units))
+            self._features = compiled(
+                self._params, self._features, run.inputs, run.rows(self._config.feature_rows)
+            )
+
     def run(self, schedule: "Schedule", variant: Variant, *, adapters: bool = False) -> StepOutput:
         """Dispatches one step and returns at once; the tokens are on their way to the host."""
         buckets, kind = self._config.buckets, {"variant": variant, "adapters": adapters}
-        if schedule.decode_only:
+        if schedule.decode_only and not (self._config.media and _shows_media(schedule)):
             needed = buckets.decode(len(schedule.chunks), **kind)
         else:
             needed = buckets.mixed(schedule.num_tokens, **kind)
@@ -112,7 +133,10 @@ class ModelRunner:
         packed = self._builder.build(schedule, program)
         tables = self._tables if program.variant >= Variant.PENALIZED else None
         used = self._adapters if program.adapters else None
-        self._state, tables, output = compiled(self._params, used, self._state, tables, packed)
+        features = None if program.decode else self._features
+        self._state, tables, output = compiled(
+            self._params, used, features, self._state, tables, packed
+        )
         if tables is not None:
             self._tables = tables
         output.tokens.copy_to_host_async()
@@ -156,15 +180,21 @@ class ModelRunner:
         """Stops compiling and gives the device memory back."""
         self.programs.close()
         for leaf in jax.tree.leaves(
-            (self._params, self._adapters, vars(self).get("_state"), vars(self).get("_tables"))
+            (
+                self._params,
+                self._adapters,
+                self._features,
+                vars(self).get("_state"),
+                vars(self).get("_tables"),
+            )
         ):
             if not leaf.is_deleted():
                 leaf.delete()
-        self._params, self._adapters = {}, None
+        self._params, self._adapters, self._features = {}, None, None
 
     def _write_overflow(self, schedule: "Schedule", program: Program) -> None:
         """Leaves in `schedule.new_pages` what the step's buffer holds and writes the rest now."""
-        room = Layout.of(program, self._config.page_size).patches
+        room = self._config.layout(program).patches
         rest = schedule.new_pages[room:]
         if not rest:
             return
@@ -175,6 +205,19 @@ class ModelRunner:
             patches = np.full((AUXILIARY_PATCHES, 3), self._config.num_slots + 1, np.int32)
             patches[: len(part)] = part
             self._state = write(self._state, patches)
+
+
+def _planned(spec: "ModelSpec", config: RunnerConfig) -> list[Program | Auxiliary | Encoding]:
+    """All programs, those that a fresh engine is likely to need first in front."""
+    steps = config.buckets.programs()
+    encodings = [Encoding(size) for size in config.encoder_sizes]
+    needless = {Auxiliary.WRITE_ADAPTER} if spec.adapters is None else set()
+    return [*steps[:2], *encodings, *steps[2:], *(a for a in Auxiliary if a not in needless)]
+
+
+def _shows_media(schedule: "Schedule") -> bool:
+    """Whether a token of the step may be a placeholder, or stand where its index does not say."""
+    return any(chunk.start < chunk.sequence.request.media_end for chunk in schedule.chunks)
 
 
 def _padded_chunks(hidden: np.ndarray, *columns: np.ndarray) -> Iterator[tuple[Any, ...]]:

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from .media import Medium
 from .request import Sequence
 
 if TYPE_CHECKING:
@@ -36,3 +39,5 @@ class Schedule:
     """Changed entries of the page table: (slot, index, page). No (slot, index) twice."""
     loads: "list[tuple[int, LoadedAdapter]]" = dataclasses.field(default_factory=list)
     """Adapters that the step needs, and the adapter slot to write each to before. No slot twice."""
+    encodes: list[tuple[Medium, np.ndarray]] = dataclasses.field(default_factory=list)
+    """Media to encode before the step, and the rows for the features of each."""

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from ..errors import MemoryBudgetError, OptionError, PromptError, nearest
 from .adapter_slots import AdapterSlots
+from .feature_pool import PAGE, FeaturePool
 from .page_pool import PagePool
 from .prefix_cache import PrefixCache
 from .request import FinishReason, Request, Sequence
@@ -55,12 +56,19 @@ class Scheduler:
     """Owns the waiting and the running sequences and their pages."""
 
     def __init__(
-        self, config: SchedulerConfig, pool: PagePool, slots: AdapterSlots | None = None
+        self,
+        config: SchedulerConfig,
+        pool: PagePool,
+        slots: AdapterSlots | None = None,
+        features: FeaturePool | None = None,
     ) -> None:
-        """`slots` are those of adapters; None where no request may have one."""
+        """`slots` are those of adapters, `features` of media; None where no request has any."""
         self._config = config
         self._pool = pool
         self._adapter_slots = AdapterSlots(0) if slots is None else slots
+        self._features = FeaturePool(0) if features is None else features
+        self._encoded: list[Sequence] = []
+        """Their last media are in steps that were handed out."""
         self._page_size = pool.page_size
         self._budget = config.max_num_batched_tokens
         self._prefixes = PrefixCache(pool, config.enable_prefix_caching)
@@ -88,14 +96,16 @@ class Scheduler:
         """Queues the sequences of `request`; its `arrival` must be its own.
 
         Raises PromptError for a prompt that is empty or leaves no room within its `max_len`,
-        MemoryBudgetError for a sequence that the whole pool could not hold, and OptionError for an
-        adapter where there are no slots for any. Then nothing is queued.
+        MemoryBudgetError for a sequence that the whole pool could not hold, or media that the room
+        for features could not, and OptionError for an adapter where there are no slots for any.
+        Then nothing is queued.
         """
         if request.adapter is not None and not self._adapter_slots.count:
             raise OptionError(
                 f"request {request.id} has an adapter, but this engine takes none. Make the engine "
                 "with enable_lora=True, or leave the adapter out."
             )
+        self._check_media(request)
         for sequence in request.sequences:
             self._check_fits(sequence)
         for sequence in request.sequences:
@@ -141,9 +151,11 @@ class Scheduler:
         """
         schedule = Schedule()
         self._adapter_slots.start_step()
+        self._give_up_features()
         self._continue_running(schedule)
         if self._waiting and self._free_slots and not schedule.preempted:
             self._admit_waiting(schedule)
+        schedule.encodes = self._features.take_new()
         chunks = schedule.chunks
         if not chunks:
             return None
@@ -159,6 +171,7 @@ class Scheduler:
         self._adapter_slots.check_integrity(
             [(s.adapter_slot, s.request.adapter_digest) for s in self._running if s.request.adapter]
         )
+        self._features.check_integrity([s.request.media for s in self._running if s.feature_rows])
         self._waiting.check_integrity()
         for s in self._running:
             held = self._pages_for(s.computed)
@@ -169,6 +182,7 @@ class Scheduler:
             _check(s.finish_reason is None, "a finished sequence waits", s)
             _check(not s.pages and s.computed == 0, "a waiting sequence holds pages", s)
             _check(s.slot < 0, "a waiting sequence owns a slot", s)
+            _check(not s.feature_rows, "a waiting sequence holds features", s)
 
     # Running sequences
 
@@ -232,6 +246,8 @@ class Scheduler:
         sequence.pending = int(samples)
         schedule.num_tokens += count
         schedule.chunks.append(Chunk(sequence, start, count, samples))
+        if sequence.feature_rows and end >= sequence.request.media_end:
+            self._encoded.append(sequence)
 
     def _make_room(self, schedule: Schedule, needed: int) -> None:
         """Preempts from the last in order until the pool has the pages that the chunks need.
@@ -314,7 +330,8 @@ class Scheduler:
         count = min(known - start, self._budget - schedule.num_tokens)
         room_for = known if sequence.preemptions else start + count
         pool.acquire(hits)
-        if self._pages_for(room_for) - len(hits) + reserve > pool.num_free:
+        lacks_pages = self._pages_for(room_for) - len(hits) + reserve > pool.num_free
+        if lacks_pages or not self._hold_features(sequence, start):
             self._prefixes.release(hits)
             return False
         self._start(schedule, sequence, hits)
@@ -353,6 +370,27 @@ class Scheduler:
             self._adapter_slots.release(sequence.adapter_slot)
         self._prefixes.release(sequence.pages)
         sequence.pages = []
+        self._release_features(sequence)
+
+    def _hold_features(self, sequence: Sequence, start: int) -> bool:
+        """Takes room for the media of a sequence of which tokens from `start` on are computed."""
+        media = sequence.request.media
+        if start >= sequence.request.media_end:
+            return True
+        rows = self._features.acquire(media)
+        sequence.feature_rows = rows or []
+        return rows is not None
+
+    def _give_up_features(self) -> None:
+        """Of those that need theirs no more: what is encoded now comes behind their last step."""
+        for sequence in self._encoded:
+            self._release_features(sequence)
+        self._encoded.clear()
+
+    def _release_features(self, sequence: Sequence) -> None:
+        if sequence.feature_rows:
+            sequence.feature_rows = []
+            self._features.release(sequence.request.media)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self._page_size)
@@ -375,6 +413,15 @@ class Scheduler:
                 f"{self._page_size} tokens; the pool has {usable}. Lower max_tokens, shorten "
                 "the prompt, or give the pool more memory (gpu_memory_utilization or "
                 "kv_cache_memory_bytes)."
+            )
+
+    def _check_media(self, request: Request) -> None:
+        if not self._features.fits(request.media):
+            needed = sum(-(-one.num_tokens // PAGE) * PAGE for one in request.media)
+            raise MemoryBudgetError(
+                f"the pictures of request {request.id} need room for {needed} features, and this "
+                f"engine has it for {self._features.num_rows}. Send fewer or smaller ones, or "
+                "raise mm_encoder_cache_gb."
             )
 
 

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from ..models import functional
 from ..models.batch import TokenBatch
+from ..models.features import Features
 from . import sampler
-from .batch import Layout, RowField
+from .batch import RowField
 from .buckets import Program, Variant
-from .device_state import DeviceState, TokenTables, patch_page_table
+from .device_state import DeviceState, RunnerConfig, TokenTables, patch_page_table
 
 
 @jax.tree_util.register_dataclass
@@ -30,24 +31,26 @@ class StepOutput:
 
 
 def make_step(
-    graphdef: Any, program: Program, *, page_size: int, top_logprobs: int
+    graphdef: Any, program: Program, config: RunnerConfig
 ) -> Callable[..., tuple[DeviceState, TokenTables | None, StepOutput]]:
     """The function `program` compiles.
 
-    (params, adapters, state, tables, packed) -> (state, tables, output), where state and tables are
-    donated; tables is None below the variant PENALIZED, adapters in a program without them, for
-    which `graphdef` has no room for them. `packed` is what `BatchBuilder.build` wrote.
+    (params, adapters, features, state, tables, packed) -> (state, tables, output), where state and
+    tables are donated; tables is None below the variant PENALIZED, adapters in a program without
+    them, for which `graphdef` has no room for them, and features in decode programs and those of
+    models that do not see. `packed` is what `BatchBuilder.build` wrote.
     """
-    layout = Layout.of(program, page_size)
+    layout, page_size = config.layout(program), config.page_size
 
     def step(
         params: dict[str, Array],
         adapters: dict[str, Array] | None,
+        features: Float[Array, "F E"] | None,
         state: DeviceState,
         tables: TokenTables | None,
         packed: Int[Array, " size"],
     ) -> tuple[DeviceState, TokenTables | None, StepOutput]:
-        rows, patches, tokens, token_rows = layout.sections(packed)
+        rows, patches, tokens, token_rows, media = layout.sections(packed)
         slots = rows[:, RowField.SLOT]
         page_table = patch_page_table(state.page_table, patches)
         if program.decode:
@@ -57,15 +60,21 @@ def make_step(
             batch = token_batch(program, page_size, rows, token_rows, page_table[slots])
             if adapters is not None:
                 batch = dataclasses.replace(batch, adapters=rows[token_rows, RowField.ADAPTER])
+            if config.rotates_by_three:
+                stands = media[1:]
+                if program.decode:
+                    stands = jnp.tile(batch.positions + rows[:, RowField.ROTARY], (3, 1))
+                batch = dataclasses.replace(batch, rotary_positions=stands)
         model = functional.bind(graphdef, params | (adapters or {}))
-        hidden, cache = model(tokens, batch, state.cache)
+        seen = () if features is None else (Features(features, media[0]),)
+        hidden, cache = model(tokens, batch, state.cache, *seen)
         row_hidden = hidden if program.decode else hidden[_last_tokens(batch)]
         with jax.named_scope("logits"):
             row_adapters = None if adapters is None else rows[:, RowField.ADAPTER]
             logits = model.logits(row_hidden, row_adapters)
         with jax.named_scope("sample"):
             sampled, logprobs, tables = pick_tokens(
-                program.variant, logits, rows, tables, top_logprobs
+                program.variant, logits, rows, tables, config.top_logprobs
             )
         samples = rows[:, RowField.SAMPLES] == 1
         written = jnp.where(samples, slots, state.last_token.shape[0] - 1)

@@ -36,4 +36,5 @@ def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
     placed = {name: jax.device_put(params[name], device) for name in shapes}
     assembly.core.recompute_all()
     assembly.pool.reset_prefix_cache()
+    assembly.features.clear()
     assembly.runner.replace_params(placed)

@@ -17,9 +17,14 @@ from .request import Request
 from .sampling_params import RequestOutputKind
 
 T = TypeVar("T")
-_REST = 2
+_REST = 4
 """Times as long as it took an event loop to handle outputs, it takes none."""
-Item = RequestOutput | EngineClosedError
+_LONGEST_REST = 0.1
+"""Seconds, so that a loop that was held up by others does not hold up streams further."""
+_SLICE = 32
+"""Streams that are told of news before an event loop looks at whatever else it has to do."""
+Item = RequestOutput | Exception
+"""An exception is the last of a stream."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -32,31 +37,35 @@ class Stream:
     request_id: str
     loop: asyncio.AbstractEventLoop
     kind: RequestOutputKind
+    done: bool = False
+    """Whether nothing more comes, or nobody waits for it."""
     _news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     _output: RequestOutput | None = None
-    _ended: EngineClosedError | None = None
+    _error: Exception | None = None
 
     def put(self, item: Item) -> None:
         """Takes what comes next. On `loop` alone, as `next`."""
-        if isinstance(item, EngineClosedError):
-            self._ended = item
-        elif self._output is not None and self.kind is RequestOutputKind.DELTA:
-            self._output = self._output.followed_by(item)
+        if isinstance(item, Exception):
+            self._error = item
+            self.done = True
         else:
+            self.done |= item.finished
+            if self._output is not None and self.kind is RequestOutputKind.DELTA:
+                item = self._output.followed_by(item)
             self._output = item
         self._news.set()
 
     async def next(self) -> RequestOutput:
-        """All that is new; waits for some. Raises EngineClosedError where none will come."""
+        """All that is new; waits for some. Raises the error where none will come."""
         await self._news.wait()
         self._news.clear()
         output, self._output = self._output, None
         if output is not None:
-            if self._ended is not None:
+            if self._error is not None:
                 self._news.set()
             return output
-        assert self._ended is not None, "woken for nothing"
-        raise _again(self._ended)
+        assert self._error is not None, "woken for nothing"
+        raise self._error
 
 
 class Receiver:
@@ -82,20 +91,31 @@ class Receiver:
             self._loop.call_soon_threadsafe(self.take)
 
     def take(self) -> None:
-        """Hands on all there is, and comes again later. On the loop alone."""
+        """Hands on all there is, slice by slice, and comes again later. On the loop alone."""
         with self._lock:
             items, self._items = self._items, []
             self._awake = bool(items)
         if not items:
             return
         started = time.monotonic()
+        news: dict[Stream, list[Item]] = {}
         for stream, item in items:
-            stream.put(item)
-        # after those that have been woken now, and whom they wake
-        self._loop.call_soon(self._loop.call_soon, self._rest, started)
+            news.setdefault(stream, []).append(item)
+        self._hand_on(list(news.items()), started)
+
+    def _hand_on(self, news: list[tuple[Stream, list[Item]]], started: float) -> None:
+        """A slice now, and the others after those whom it wakes."""
+        for stream, items in news[:_SLICE]:
+            for item in items:
+                stream.put(item)
+        if later := news[_SLICE:]:
+            self._loop.call_soon(self._hand_on, later, started)
+        else:  # after those that have been woken now, and whom they wake
+            self._loop.call_soon(self._loop.call_soon, self._rest, started)
 
     def _rest(self, started: float) -> None:
-        self._loop.call_later((time.monotonic() - started) * _REST, self.take)
+        busy = time.monotonic() - started
+        self._loop.call_later(min(busy * _REST, _LONGEST_REST), self.take)
 
 
 class Worker:
@@ -131,9 +151,7 @@ class Worker:
             except Exception as error:
                 future.set_exception(error)
 
-        self._inbox.put(answer)
-        if self.ended is not None:
-            self._obey(wait=False)
+        self._tell(answer)
         return future
 
     @contextlib.contextmanager
@@ -147,12 +165,27 @@ class Worker:
         try:
             yield
         finally:
-            self.ask(lambda: self._core.abort(stream.request_id))
+            ended, stream.done = stream.done, True
+            if not ended:
+                self.ask(lambda: self._core.abort(stream.request_id))
             self._streams.pop(stream.request_id, None)
 
-    def add(self, request: Request, stream: Stream) -> None:
-        """Queues a request whose outputs go to `stream`. For the thread alone."""
-        self._core.add(request, lambda output: self._outbox.append((stream, output)))
+    def add(self, make: Callable[[], Request], stream: Stream) -> None:
+        """Makes a request now, and has it queued, unless nobody waits for it any more.
+
+        Its outputs go to `stream`, and so does what `make` or the queue raises.
+        """
+        with _telling(stream):
+            if not stream.done:
+                request = make()
+                self._tell(lambda: self._queue(request, stream))
+
+    def _queue(self, request: Request, stream: Stream) -> None:
+        with _telling(stream):
+            if self.ended is not None:
+                raise _again(self.ended)
+            if not stream.done:
+                self._core.add(request, lambda output: self._outbox.append((stream, output)))
 
     def close(self) -> None:
         """Stops the thread after the step in hand, and closes the engine."""
@@ -173,6 +206,12 @@ class Worker:
         else:
             self._end("this engine was closed. Make a new one.", None)
 
+    def _tell(self, function: Callable[[], None]) -> None:
+        """Has the thread call `function`, or calls it where that has ended."""
+        self._inbox.put(function)
+        if self.ended is not None:
+            self._obey(wait=False)
+
     def _obey(self, *, wait: bool) -> None:
         """Does all that was asked; with `wait`, sleeps until there is something."""
         with contextlib.suppress(queue.Empty):
@@ -189,7 +228,7 @@ class Worker:
         ended.__cause__ = cause
         self.ended = ended
         self._obey(wait=False)
-        self._outbox += [(stream, ended) for stream in list(self._streams.values())]
+        self._outbox += [(stream, _again(ended)) for stream in list(self._streams.values())]
         self._deliver()
 
     def _deliver(self) -> None:
@@ -214,6 +253,16 @@ class Worker:
         for stream in streams:
             self._streams.pop(stream.request_id, None)
             self._core.abort(stream.request_id)
+
+
+@contextlib.contextmanager
+def _telling(stream: Stream) -> Iterator[None]:
+    """Sends an error of the block to the stream."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(RuntimeError):  # the loop was closed, so nobody waits any more
+            stream.loop.call_soon_threadsafe(stream.put, error)
 
 
 def _again(error: EngineClosedError) -> EngineClosedError:

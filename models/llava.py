@@ -119,12 +119,17 @@ def _keeps_class_token(hf: hf_config.HfConfig) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class LlavaEncoder:
-    """How pictures, float32 [3, H, W], become inputs of `encode`; a run's size is in pictures."""
+    """How pictures become inputs of `encode`; a run's size is in pictures."""
 
-    image_size: int
-    """H and W, in pixels."""
+    name: str
+    """`pixels`, or `states` for pictures that are given as outputs of the tower."""
+    picture_shape: tuple[int, ...]
+    """Of a picture, float32: [3, H, W], or [N, V] of its states."""
     rows: int
     """Features of one picture."""
+
+    least: ClassVar[int] = 1
+    """The smallest `size`."""
 
     def units(self, picture: np.ndarray) -> int:
         """Each picture is one of a run's `size`."""
@@ -136,18 +141,24 @@ class LlavaEncoder:
         Raises:
             ModelConfigError: a picture is not as large as the tower needs.
         """
-        shape = self._shape(size)
-        pixels = np.zeros(shape, np.float32)
+        values = np.zeros((size, *self.picture_shape), np.float32)
         for i, picture in enumerate(pictures):
-            if picture.shape != shape[1:]:
+            if picture.shape != self.picture_shape:
                 raise ModelConfigError(
-                    f"The model's preprocessor_config.json makes pictures of shape "
-                    f"{list(picture.shape)}, but the vision tower takes {list(shape[1:])}: "
-                    "crop_size must be image_size of the vision_config in config.json. Correct the "
-                    "files."
+                    f"A picture of shape {list(picture.shape)} was prepared, but the model takes "
+                    f"{list(self.picture_shape)}: crop_size in preprocessor_config.json must be "
+                    "image_size of the vision_config in config.json. Correct the files."
                 )
-            pixels[i] = picture
-        return {"pixels": pixels}
+            values[i] = picture
+        return {self.name: values}
+
+    def size_for(self, tokens: int) -> int:
+        """The smallest size that takes whatever pictures have together `tokens` features."""
+        return max(tokens // self.rows, self.least)
+
+    def num_patches(self, size: int) -> int:
+        """What the tower works on in a run, for an estimate of its memory."""
+        return size * (self.rows + 1)
 
     def num_rows(self, size: int) -> int:
         """Rows that `encode` gives for a run of `size` pictures, those of padding included."""
@@ -159,10 +170,7 @@ class LlavaEncoder:
 
     def abstract(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of `inputs`."""
-        return {"pixels": jax.ShapeDtypeStruct(self._shape(size), np.float32)}
-
-    def _shape(self, size: int) -> tuple[int, ...]:
-        return size, CHANNELS, self.image_size, self.image_size
+        return {self.name: jax.ShapeDtypeStruct((size, *self.picture_shape), np.float32)}
 
 
 class Projector(nnx.Module):
@@ -199,14 +207,24 @@ class Llava(Llama):
         Args:
             inputs: as `LlavaEncoder.inputs` makes them.
         """
-        states = self.vision(inputs["pixels"])
-        rows = self.projector(states if self.full else states[:, 1:])
+        if "states" in inputs:
+            rows = self.projector(inputs["states"].astype(self.projector.up.weight.dtype))
+        else:
+            states = self.vision(inputs["pixels"])
+            rows = self.projector(states if self.full else states[:, 1:])
         return rows.reshape(-1, rows.shape[-1])
 
     @classmethod
     def encoder(cls, config: LlavaConfig) -> LlavaEncoder:
         """How the host prepares what `encode` takes."""
-        return LlavaEncoder(config.vision.image_size, config.picture_rows)
+        edge = config.vision.image_size
+        return LlavaEncoder("pixels", (CHANNELS, edge, edge), config.picture_rows)
+
+    @classmethod
+    def state_encoder(cls, config: LlavaConfig) -> LlavaEncoder:
+        """The same for pictures that are given as what the tower makes of them."""
+        rows = config.picture_rows
+        return LlavaEncoder("states", (rows, config.vision.feature_size), rows)
 
     @classmethod
     def checkpoint_map(cls, config: LlamaConfig) -> CheckpointMap:

@@ -229,9 +229,20 @@ class Phi3VEncoder:
     along: int
     """Features along an edge of a square."""
 
+    least: ClassVar[int] = 4
+    """The smallest `size`."""
+
     def units(self, picture: PictureLike) -> int:
         """Crops of a picture, at least 2."""
         return len(picture.crops)
+
+    def size_for(self, tokens: int) -> int:
+        """The smallest size that takes whatever pictures have together `tokens` features."""
+        return max(tokens // self.along**2, self.least)
+
+    def num_patches(self, size: int) -> int:
+        """What the tower works on in a run, for an estimate of its memory."""
+        return size * (4 * self.along**2 + 1)
 
     def num_rows(self, size: int) -> int:
         """F: rows that `encode` gives for `size`, enough whatever the pictures.

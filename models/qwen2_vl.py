@@ -141,9 +141,20 @@ class Qwen2VLEncoder:
     merge: int
     """Patches along an edge of the square that becomes one feature."""
 
+    least: ClassVar[int] = BLOCK
+    """The smallest `size`."""
+
     def units(self, picture: PictureLike) -> int:
         """Patches of a picture."""
         return math.prod(picture.grid)
+
+    def size_for(self, tokens: int) -> int:
+        """The smallest size that takes whatever pictures have together `tokens` features."""
+        return -(-tokens * self.merge**2 // BLOCK) * BLOCK
+
+    def num_patches(self, size: int) -> int:
+        """What the tower works on in a run, for an estimate of its memory."""
+        return size
 
     def num_rows(self, size: int) -> int:
         """F: rows that `encode` gives for `size`."""

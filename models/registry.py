@@ -5,18 +5,24 @@ from typing import Any
 
 from ..errors import UnsupportedModelError, nearest
 from .llama import Llama
+from .llava import Llava
 from .mistral import Mistral
 from .opt import OPT
 from .phi3 import Phi3
+from .phi3_v import Phi3V
 from .qwen2 import Qwen2
+from .qwen2_vl import Qwen2VL
 from .qwen3 import Qwen3
 
 ARCHITECTURES: dict[str, type[Any]] = {
     "LlamaForCausalLM": Llama,
+    "LlavaForConditionalGeneration": Llava,
     "MistralForCausalLM": Mistral,
     "OPTForCausalLM": OPT,
     "Phi3ForCausalLM": Phi3,
+    "Phi3VForCausalLM": Phi3V,
     "Qwen2ForCausalLM": Qwen2,
+    "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen3ForCausalLM": Qwen3,
 }
 """Hugging Face architecture name to class."""

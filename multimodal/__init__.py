@@ -1,4 +1,4 @@
 """Pictures: fetched safely, decoded within bounds, and made into what towers take.
 
-Knows no engine and no model. No model uses it yet.
+Knows no engine and no model.
 """

@@ -60,10 +60,15 @@ class ClipImages:
         )
 
     @property
-    def num_tokens(self) -> int:
-        """Placeholder tokens of any one picture."""
+    def max_tokens(self) -> int:
+        """What every picture has."""
         height, width = self.crop
         return (height // self.patch) * (width // self.patch) + self.full
+
+    def num_tokens(self, width: int, height: int) -> int:
+        """Placeholder tokens of a picture of a size; raises MediaError for one that is too thin."""
+        self._resized(width, height)
+        return self.max_tokens
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The float32 [3, H, W] of an RGB picture; raises MediaError for one that is too thin."""

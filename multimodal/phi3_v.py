@@ -50,6 +50,11 @@ class Phi3VImages:
         padded = math.ceil(short / SIDE) * SIDE
         return (long, padded) if width < height else (padded, long)
 
+    @property
+    def max_tokens(self) -> int:
+        """No picture has more: that of `num_crops` squares one below the other."""
+        return (self.num_crops + 1) * TOKENS_ALONG * (TOKENS_ALONG + 1) + 1
+
     def num_tokens(self, width: int, height: int) -> int:
         """Placeholder tokens of a picture of a size; raises MediaError for one that is too thin.
 

@@ -82,9 +82,14 @@ class Qwen2VLImages:
         height, width = self._resized(height, width)
         return 1, height // self.patch, width // self.patch
 
+    def token_grid(self, width: int, height: int) -> tuple[int, int, int]:
+        """Features along time, height and width; raises MediaError for one too thin."""
+        frames, rows, columns = self.grid(width, height)
+        return frames, rows // self.merge, columns // self.merge
+
     def num_tokens(self, width: int, height: int) -> int:
         """Placeholder tokens of a picture of a size; raises MediaError for one too thin."""
-        return math.prod(self.grid(width, height)) // self.merge**2
+        return math.prod(self.token_grid(width, height))
 
     def __call__(self, image: Image.Image) -> Patches:
         """Of an RGB picture; raises MediaError for one that is too thin."""

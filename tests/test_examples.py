@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.live_server import SMALL, TOOLS, live_server
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+LLAVA = Path(__file__).resolve().parent / "fixtures" / "vision" / "llava"
 
 
 def run(
@@ -54,6 +56,23 @@ def test_offline_inference_lora(
     ]
     assert not any("SELECT" in text for text in base)
     assert mixed == [adapter[0], base[1], adapter[2]]
+
+
+def test_llava_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.linear_gradient("L").save(tmp_path / "grey.png")
+
+    def said(*argv: str) -> list[list[str]]:
+        argv = ("--model", str(LLAVA), *argv)
+        lines = run("llava_example.py", *argv, monkeypatch=monkeypatch, capsys=capsys)
+        return [line.split(": ", 1) for line in lines]
+
+    drawn, given = said(), said("--image", str(tmp_path / "grey.png"))
+    (prompt, answer), (chat, same_answer) = drawn
+    assert (prompt, chat) == ("prompt", "chat")
+    assert answer == same_answer  # the template writes the same prompt
+    assert given[0][1] == given[1][1] != answer
 
 
 @pytest.fixture(scope="module")

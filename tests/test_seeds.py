@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import quire
 from quire import BeamSearchParams, Engine, SamplingParams
@@ -22,6 +23,20 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ROOT.parent / "shared" / "seeds"
 SQL = ROOT / "examples" / "sql_adapter"
 DEMO = Path(quire.__file__).resolve().parent / "models" / "demo"
+SEEING = {
+    "llava-hf/llava-1.5-7b-hf": "llava",
+    "microsoft/Phi-3.5-vision-instruct": "phi3_v",
+    "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",
+}
+"""Stand-ins in `fixtures/vision` for models that see."""
+SIZES = {r"\b32000\b": "189", r"\b1,3,336,336\b": "1,3,35,35", r"\b576\b": "25"}
+"""LLaVA's token for features, the pixels that its tower sees and its features of a picture, and
+those of the stand-in."""
+SHOWN = """
+token = llm._running.media.vision.image_token
+print("Features:", *(output.prompt_token_ids.count(token) for output in outputs))
+"""
+"""Behind a program with pictures: how many features its last prompts have."""
 
 RUN_EACH = """
 import contextlib, io, json, sys, traceback
@@ -55,16 +70,28 @@ def cached(hub: Path, repository: str) -> Path:
     return repo / "snapshots" / ("0" * 40)
 
 
+def photos(folder: Path) -> dict[str, str]:
+    """Two pictures, by what stands for their paths in programs."""
+    paths = {"<path_to_image>": (48, 32), "<path_to_other_image>": (24, 60)}
+    for number, size in enumerate(paths.values()):
+        Image.linear_gradient("L").resize(size).save(folder / f"{number}.jpg")
+    return {name: str(folder / f"{number}.jpg") for number, name in enumerate(paths)}
+
+
 def run_programs(folder: Path, programs: dict[str, str]) -> dict[str, tuple[str, str | None]]:
     """What each program prints and its error, all run by one process that finds the stand-ins."""
     opt_folder(cached(folder / "hub", "facebook/opt-125m"))
     for llama in ("Meta-Llama-3-8B-Instruct", "Llama-2-7b-hf"):
         shutil.copytree(DEMO, cached(folder / "hub", f"meta-llama/{llama}"))
     shutil.copytree(SQL, cached(folder / "hub", "yard1/llama-2-7b-sql-lora-test"))
+    for repository, name in SEEING.items():
+        shutil.copytree(FIXTURES / "vision" / name, cached(folder / "hub", repository))
     template = str(ROOT / "examples" / "template_chatml.jinja")
+    replaced = {r"\bvllm\b": "quire", "<path_to_template>": template, **SIZES, **photos(folder)}
     paths = {folder / f"{name}.py": text for name, text in programs.items()}
     for path, text in paths.items():
-        text = re.sub(r"\bvllm\b", "quire", text).replace("<path_to_template>", template)
+        for pattern, by in replaced.items():
+            text = re.sub(pattern, by, text)
         path.write_text(text)
     results = folder / "results.json"
     subprocess.run(
@@ -84,9 +111,19 @@ def check(result: tuple[str, str | None], prompts: int) -> None:
     assert len(re.findall(r"^Prompt: .*, Generated text: .*$", printed, re.MULTILINE)) == prompts
 
 
+FEATURES = {
+    "picture": "25 25",
+    "pictures": "1226",
+    "frames": "48",
+    "older_picture": "25",
+}
+"""Of the pictures of each prompt that a program gives at last, for its stand-in."""
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str | None]]:
     programs = {path.stem: path.read_text() for path in SNIPPETS}
+    programs |= {name: programs[name] + SHOWN for name in FEATURES}
     return run_programs(tmp_path_factory.mktemp("snippets"), programs)
 
 
@@ -100,11 +137,21 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str | 
         ("beam_search", 1),
         ("chat", 1),
         ("adapter", 2),
+        ("picture", 3),
+        ("pictures", 1),
+        ("frames", 1),
+        ("older_picture", 1),
     ],
 )
 def test_snippets(ran: dict[str, tuple[str, str | None]], name: str, prompts: int) -> None:
     assert {path.stem for path in SNIPPETS} == ran.keys()
     check(ran[name], prompts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEATURES)
+def test_snippets_show_their_pictures(ran: dict[str, tuple[str, str | None]], name: str) -> None:
+    assert ran[name][0].endswith(f"\nFeatures: {FEATURES[name]}\n")
 
 
 @pytest.mark.slow
@@ -186,6 +233,12 @@ def leading_code(parts: list[list[str]]) -> list[str]:
     return code
 
 
+def indented_blocks(text: str) -> list[str]:
+    """The indented parts of a page, with what is between two of them left out."""
+    blocks = re.findall(r"^((?:    .*\n|[ \t]*\n)+)", text, re.MULTILINE)
+    return [textwrap.dedent(block) for block in blocks if block.strip()]
+
+
 def indented(lines: list[str]) -> str:
     """Everything after a line that opens a block belongs to it."""
     done, depth = [], 0
@@ -216,11 +269,53 @@ def test_the_documents_own_snippets(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SEEDS.is_dir(), reason=f"the documents are not in {SEEDS}")
 def test_the_documents_own_adapter(tmp_path: Path) -> None:
     (usage,) = SEEDS.glob("000_*")
-    chapter = usage.read_text().split("Serving LoRA Adapters")[0]
-    blocks = re.findall(r"^((?:    .*\n|[ \t]*\n)+)", chapter, re.MULTILINE)
-    program = "\n".join(textwrap.dedent(block) for block in blocks)
+    program = "\n".join(indented_blocks(usage.read_text().split("Serving LoRA Adapters")[0]))
     assert "LoRARequest(" in program
     told = "print(len(outputs), outputs[0].lora_request.name)"
     printed, error = run_programs(tmp_path, {"adapter": f"{program}\n{told}"})["adapter"]
     assert error is None, error
     assert printed.endswith("2 sql_adapter\n")
+
+
+OPENED = """
+import base64, PIL.Image
+from pathlib import Path
+from vllm import LLM
+from vllm.multimodal.image import ImagePixelData
+
+def encode_image(path):
+    return base64.b64encode(Path(path).read_bytes()).decode()
+"""
+"""What the documents leave to the reader."""
+LEFT_OUT = {
+    r"PIL\.Image\.open\(\.\.\.\)": 'PIL.Image.open("<path_to_image>")',
+    r"\bimage = \.\.\.": 'image = PIL.Image.open("<path_to_image>")',
+    r"\bvideo_frames = \.\.\.": 'video_frames = ["<path_to_image>"] * 4',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SEEDS.is_dir(), reason=f"the documents are not in {SEEDS}")
+def test_the_documents_own_pictures(tmp_path: Path) -> None:
+    (usage,), (older,) = SEEDS.glob("000_*"), SEEDS.glob("001_*")
+    chapter = usage.read_text().split("Multimodal Inputs")[1].split("\nVideo\n-----")[0]
+    *now, client = flattened_blocks(older.read_text().replace("|\n|\n", "||\n"))
+    assert "openai" in client
+    blocks = {
+        **dict(zip(("llava", "phi", "qwen"), indented_blocks(chapter), strict=True)),
+        "older": "\n".join(now),
+    }
+    programs: dict[str, str] = {}
+    for name, text in blocks.items():
+        for pattern, by in LEFT_OUT.items():
+            text = re.sub(pattern, by, text)
+        programs[name] = OPENED + text + SHOWN
+    results = run_programs(tmp_path, programs)
+    assert [error for _, error in results.values()] == [None] * 4
+    last = {name: printed.splitlines()[-1] for name, (printed, _) in results.items()}
+    assert last == {
+        "llava": "Features: 25 25",
+        "phi": "Features: 1514",
+        "qwen": "Features: 48",
+        "older": "Features: 25",
+    }

@@ -1,6 +1,6 @@
 """Finding, reading and writing the weights of a model, and the config that goes with them."""
 
-from .config_file import read_config, read_generation_config
+from .config_file import read_config, read_generation_config, read_preprocessor_config
 from .dtype import resolve_dtype
 from .hub import find_model
 from .loader import load_params
@@ -13,6 +13,7 @@ __all__ = [
     "open_tensors",
     "read_config",
     "read_generation_config",
+    "read_preprocessor_config",
     "resolve_dtype",
     "save_params",
 ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelConfigError
-from .layout import CONFIG, GENERATION_CONFIG
+from .layout import CONFIG, GENERATION_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -31,6 +31,24 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / GENERATION_CONFIG
     return _read_object(path) if path.is_file() else {}
+
+
+def read_preprocessor_config(folder: Path) -> dict[str, Any]:
+    """How pictures are prepared: `preprocessor_config.json`, or a part of `processor_config.json`.
+
+    Raises:
+        ModelConfigError: neither is there, or one is unreadable or not a JSON object.
+    """
+    if (path := folder / PREPROCESSOR_CONFIG).is_file():
+        return _read_object(path)
+    path = folder / PROCESSOR_CONFIG
+    part = _read_object(path).get("image_processor") if path.is_file() else None
+    if not isinstance(part, dict):
+        raise ModelConfigError(
+            f"{folder} has no {PREPROCESSOR_CONFIG}, which says how this model's pictures are "
+            "prepared. Copy it from where the model comes from."
+        )
+    return part
 
 
 def _read_object(path: Path) -> dict[str, Any]:

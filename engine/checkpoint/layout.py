@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
+PROCESSOR_CONFIG = "processor_config.json"
 PARAMS_DIR = "quire_params"
 """The folder of parameters in a checkpoint that Quire saved."""
 

@@ -2,15 +2,18 @@
 
 import logging
 import os
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from ... import QuireError, __version__
 from .adapters import ServedAdapter
@@ -36,6 +39,7 @@ from .protocol import (
     UnloadAdapterRequest,
 )
 from .service import Service
+from .streams import ClientGoneError, answer_nobody, unless_gone
 from .tokenization import detokenize, tokenize
 
 logger = logging.getLogger(__name__)
@@ -85,6 +89,8 @@ def create_app(service: Service) -> FastAPI:
     _add_operation(app, service)
     for exception in (ApiError, QuireError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(exception, _answer_error)
+    for gone in (ClientGoneError, ClientDisconnect):
+        app.add_exception_handler(gone, answer_nobody)
     _add_middleware(app, service)
     app.openapi = lambda: _openapi(app)
     return app
@@ -92,16 +98,41 @@ def create_app(service: Service) -> FastAPI:
 
 def _add_generation(app: FastAPI, service: Service) -> None:
     failures = _responses(400, 503)
+    router = APIRouter(route_class=_route_in_turn(service))
 
-    @app.post("/v1/completions", responses={**STREAMED, **failures}, response_model=None)
+    @router.post("/v1/completions", responses={**STREAMED, **failures}, response_model=None)
     async def completions(request: CompletionRequest, http_request: Request) -> Response:
         """Completes prompts."""
         return await create_completion(service, request, http_request)
 
-    @app.post("/v1/chat/completions", responses={**STREAMED, **failures}, response_model=None)
+    @router.post("/v1/chat/completions", responses={**STREAMED, **failures}, response_model=None)
     async def chat_completions(request: ChatCompletionRequest, http_request: Request) -> Response:
         """Answers in a conversation."""
         return await create_chat_completion(service, request, http_request)
+
+    app.include_router(router)
+
+
+def _route_in_turn(service: Service) -> type[APIRoute]:
+    """The class of routes whose requests wait for their turn, once their bodies are here.
+
+    One that finds the queue full is told so without waiting; one whose client hangs up leaves.
+    """
+
+    class InTurn(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def in_turn(request: Request) -> Response:
+                await request.body()  # a client that sends slowly keeps nobody waiting
+                if service.turns.taken:
+                    service.check_room()
+                await unless_gone(request.receive, service.turns.wait())
+                return await handle(request)
+
+            return in_turn
+
+    return InTurn
 
 
 def _add_tokenization(app: FastAPI, service: Service) -> None:
@@ -188,7 +219,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         app.add_middleware(RootPath, root_path=options.root_path.rstrip("/"))
 
 
-def _answer_error(request: Request, exception: Exception) -> Response:
+async def _answer_error(request: Request, exception: Exception) -> Response:
     """What went wrong, in OpenAI's shape."""
     error = as_api_error(exception)
     if isinstance(exception, HTTPException):

@@ -13,7 +13,7 @@ from .encoding import EnginePrompt, truncated
 from .protocol import ChatCompletionRequest
 from .sampling import beam_params, chat_params, max_tokens, structure_of
 from .service import ServedModel, Service
-from .streams import answer, json_response, last_outputs, stream, unless_gone
+from .streams import EventStream, json_response, last_outputs, unless_gone
 from .tools import Toolbox, choose_tools, make_parser
 
 
@@ -22,14 +22,8 @@ async def create_chat_completion(
 ) -> Response:
     """Answers a request, as a whole or as a stream.
 
-    Raises ApiError, or what the engine does, where nothing has been sent yet.
+    Raises ApiError, ClientGoneError, or what the engine does.
     """
-    return await answer(lambda: _create(service, request, http_request))
-
-
-async def _create(
-    service: Service, request: ChatCompletionRequest, http_request: Request
-) -> Response:
     model = service.find_model(request.model)
     check_priority(service, request)
     toolbox = choose_tools(request, service.options)
@@ -39,7 +33,7 @@ async def _create(
     if not request.use_beam_search:
         params = chat_params(
             request,
-            service.engine.get_default_sampling_params(),
+            service.default_params,
             toolbox.structure,
             special_tokens=form.parser().special_tokens,
         )
@@ -62,7 +56,7 @@ async def _create(
     ]
     if request.stream:
         chunks = ChatChunks(form, head("chat.completion.chunk", own_id, model.name))
-        return await stream(outputs, http_request.receive, chunks)
+        return EventStream(outputs, chunks)
     [output] = await unless_gone(http_request.receive, last_outputs(outputs))
     return json_response(whole_answer(form, head("chat.completion", own_id, model.name), output))
 
@@ -74,7 +68,7 @@ async def _prompt(
     whole = made["prompt_token_ids"]
     kept = truncated(service, request, whole, max_tokens(request))
     text = made["prompt"] if len(kept) == len(whole) else None
-    return EnginePrompt(text, kept, request.cache_salt)
+    return EnginePrompt(text, kept, request.cache_salt, made.get("multi_modal_data"))
 
 
 async def _search(

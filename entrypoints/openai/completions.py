@@ -14,7 +14,7 @@ from .logprobs import Entry, completion_logprobs, prompt_logprobs
 from .protocol import CompletionRequest
 from .sampling import beam_params, completion_params
 from .service import ServedModel, Service
-from .streams import answer, json_response, last_outputs, stream, unless_gone
+from .streams import EventStream, json_response, last_outputs, unless_gone
 
 
 async def create_completion(
@@ -22,16 +22,13 @@ async def create_completion(
 ) -> Response:
     """Answers a request, as a whole or as a stream.
 
-    Raises ApiError, or what the engine does, where nothing has been sent yet.
+    Raises ApiError, ClientGoneError, or what the engine does.
     """
-    return await answer(lambda: _create(service, request, http_request))
-
-
-async def _create(service: Service, request: CompletionRequest, http_request: Request) -> Response:
     model = service.find_model(request.model)
     check_priority(service, request)
-    defaults = service.engine.get_default_sampling_params()
-    params = None if request.use_beam_search else completion_params(request, defaults)
+    params = None
+    if not request.use_beam_search:
+        params = completion_params(request, service.default_params)
     prompts = await completion_prompts(service, request)
     own_id = answer_id("cmpl", request, http_request)
     chunks = _Completion(service, request, prompts, head("text_completion", own_id, model.name))
@@ -51,7 +48,7 @@ async def _create(service: Service, request: CompletionRequest, http_request: Re
         for index, prompt in enumerate(prompts)
     ]
     if request.stream:
-        return await stream(generators, http_request.receive, chunks)
+        return EventStream(generators, chunks)
     outputs = await unless_gone(http_request.receive, last_outputs(generators))
     return json_response(chunks.whole(outputs))
 

@@ -11,6 +11,8 @@ from .service import Service
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kinds of parts that are text, and where they have it."""
+_IMAGE_PARTS = ("image_url", "input_image")
+"""Kinds of parts that are pictures."""
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 _VARIABLES = ("documents", "reasoning_effort")
 """Fields of requests that some templates know."""
@@ -23,6 +25,13 @@ def template_options(
 ) -> dict[str, Any]:
     """The arguments of `AsyncEngine.chat_prompt`. Raises ApiError."""
     template = _checked_template(service, request)
+    sees = "image" in service.engine.modalities
+    if request.mm_processor_kwargs and not sees:
+        raise bad_request(
+            "mm_processor_kwargs is for pictures, and this server's model takes text. Leave it "
+            "out.",
+            "mm_processor_kwargs",
+        )
     kwargs = dict(request.chat_template_kwargs or {})
     for name in _VARIABLES:
         value = getattr(request, name, None)
@@ -30,12 +39,13 @@ def template_options(
             _check_variable(service, template, name)
             kwargs[name] = value
     return {
-        "messages": _messages(service, template, request.messages or []),
+        "messages": _messages(service, template, request.messages or [], sees=sees),
         "chat_template": template,
         "tools": tools,
         "add_generation_prompt": request.add_generation_prompt,
         "continue_final_message": request.continue_final_message,
         "chat_template_kwargs": kwargs,
+        "mm_processor_kwargs": request.mm_processor_kwargs,
     }
 
 
@@ -44,7 +54,7 @@ def text_of(content: object) -> str:
     if isinstance(content, str):
         return content
     parts = cast("Sequence[Any]", content) if isinstance(content, list) else ()
-    return "\n".join(part["text"] for part in parts)
+    return "\n".join(part["text"] for part in parts if "text" in part)
 
 
 def _checked_template(
@@ -86,9 +96,9 @@ def _template_text(service: Service, template: str | None) -> str:
 
 
 def _messages(
-    service: Service, template: str | None, given: Sequence[dict[str, Any]]
+    service: Service, template: str | None, given: Sequence[dict[str, Any]], *, sees: bool
 ) -> list[dict[str, Any]]:
-    messages = [_message(message, index) for index, message in enumerate(given)]
+    messages = [_message(message, index, sees=sees) for index, message in enumerate(given)]
     if any(message.get("role") == "developer" for message in messages):
         if "developer" not in _template_text(service, template):
             # OpenAI's newer name of the same role
@@ -98,14 +108,18 @@ def _messages(
     return messages
 
 
-def _message(given: dict[str, Any], index: int) -> dict[str, Any]:
-    """A message with text as content, and its reasoning under both names templates use."""
+def _message(given: dict[str, Any], index: int, *, sees: bool) -> dict[str, Any]:
+    """A message with text and pictures as content, and its reasoning under both names templates
+    use.
+    """
     message = {name: value for name, value in given.items() if value is not None}
     message["content"] = given.get("content")
     if isinstance(message["content"], list):
         parts = cast("list[Any]", message["content"])
         where = f"messages[{index}].content"
-        message["content"] = [_part(part, f"{where}[{at}]") for at, part in enumerate(parts)]
+        message["content"] = [
+            _part(part, f"{where}[{at}]", sees=sees) for at, part in enumerate(parts)
+        ]
     _check_calls(message.get("tool_calls"), f"messages[{index}].tool_calls")
     reasoning = message.get("reasoning", message.get("reasoning_content"))
     if reasoning is not None:
@@ -127,17 +141,34 @@ def _check_calls(calls: Any, where: str) -> None:
             )
 
 
-def _part(part: Any, where: str) -> dict[str, str]:
+def _part(part: Any, where: str, *, sees: bool) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind is None and "image_url" in part:
+        kind = "image_url"
+    if sees and kind in _IMAGE_PARTS:
+        return _image_part(part, where)
     if not isinstance(kind, str) or kind not in _TEXT_PARTS:
+        images = " or image_url" if sees else ""
         raise bad_request(
-            f"{where} is of type {kind!r}, but this server serves text models: a part must be "
-            '{"type": "text", "text": "..."}.',
+            f"{where} is of type {kind!r}, but this server's model takes text{images}: a part must "
+            'be such as {"type": "text", "text": "..."}.',
             where,
         )
     text = part.get(_TEXT_PARTS[kind])
     if not isinstance(text, str):
         raise bad_request(f"{where}.{_TEXT_PARTS[kind]} must be text.", where)
     return {"type": "text", "text": text}
+
+
+def _image_part(part: dict[str, Any], where: str) -> dict[str, Any]:
+    given = part.get("image_url")
+    url = cast("Any", given.get("url")) if isinstance(given, dict) else given
+    if not isinstance(url, str) or not url:
+        raise bad_request(
+            f"{where} must have a URL: "
+            '{"type": "image_url", "image_url": {"url": "https://..." or "data:image/..."}}.',
+            where,
+        )
+    return {"type": "image_url", "image_url": {"url": url}}

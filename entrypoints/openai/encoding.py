@@ -19,6 +19,8 @@ class EnginePrompt:
     token_ids: list[int] | None
     """None where the engine may encode the text."""
     cache_salt: str | None = None
+    media: Any = None
+    """Pictures that the engine has read; None where there are none."""
 
     def as_dict(self) -> dict[str, Any]:
         """In the form of the engine's prompts."""
@@ -26,6 +28,7 @@ class EnginePrompt:
             "prompt": self.text,
             "prompt_token_ids": self.token_ids,
             "cache_salt": self.cache_salt,
+            "multi_modal_data": self.media,
         }
 
 

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from ... import errors
+from ... import MediaError, errors
 
 _TYPES = {
     400: "BadRequestError",
@@ -32,6 +32,7 @@ _USERS_MISTAKES = (
 )
 _NAMED = re.compile(r"([a-z_]+)=")
 """Messages that begin with the parameter they are about."""
+_SETTINGS = "mm_processor_kwargs"
 _SHOWN_VALUE = 80
 
 
@@ -86,6 +87,8 @@ def as_api_error(exception: Exception) -> ApiError:
             return ApiError(exception.status_code, exception.detail, headers=exception.headers)
         case errors.EngineClosedError():
             return ApiError(503, "The engine is not running: it was closed, or died of an error.")
+        case MediaError():
+            return _of_media(str(exception))
         case exception if isinstance(exception, _USERS_MISTAKES):
             message = _for_a_client(exception)
             named = _NAMED.match(message)
@@ -103,6 +106,12 @@ def _for_a_client(exception: Exception) -> str:
             "as examples/template_chatml.jinja, or use /v1/completions."
         )
     return message
+
+
+def _of_media(message: str) -> ApiError:
+    if message.startswith(_SETTINGS):  # a field of the request, and no fault of a picture
+        return bad_request(message, _SETTINGS)
+    return ApiError(422, message, param="messages")
 
 
 def _of_validation(problems: Sequence[Any]) -> ApiError:

@@ -279,8 +279,8 @@ class ChatCompletionRequest(GenerationRequest):
     refused: ClassVar[Mapping[str, Refused]] = REFUSED_CHAT
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    """The conversation: objects with role and content, which may be text or a list of texts.
-    The chat template gets them whole."""
+    """The conversation: objects with role and content, which may be text or a list of texts
+    and pictures. The chat template gets them whole."""
     logprobs: bool = False
     """Log-probabilities of output tokens."""
     top_logprobs: int | None = None
@@ -315,6 +315,8 @@ class ChatCompletionRequest(GenerationRequest):
     """A template in place of the model's, on a server that trusts its clients with that."""
     chat_template_kwargs: dict[str, Any] | None = None
     """More variables for the template, such as enable_thinking."""
+    mm_processor_kwargs: dict[str, Any] | None = None
+    """Settings of the image processor, such as max_pixels."""
     return_prompt_text: bool = False
     """Adds prompt_text, which the template made."""
 
@@ -342,6 +344,8 @@ class TokenizeRequest(_Strict):
     """A template in place of the model's, on a server that trusts its clients with that."""
     chat_template_kwargs: dict[str, Any] | None = None
     """More variables for the template."""
+    mm_processor_kwargs: dict[str, Any] | None = None
+    """Settings of the image processor, such as max_pixels."""
 
     @model_validator(mode="after")
     def _check_one(self) -> "TokenizeRequest":

@@ -16,7 +16,7 @@ class Refused(NamedTuple):
 
 
 _STRUCTURED = "Use structured_outputs, such as {%r: ...}."
-_LATER = "Leave it out: this server serves text models only."
+_LATER = "Leave it out: this server takes text and images alone."
 _LEAVE_OUT = "Leave it out."
 _REFUSED = {
     "guided_json": Refused(_STRUCTURED % "json"),
@@ -45,7 +45,6 @@ REFUSED_CHAT = {
     **_REFUSED,
     "audio": Refused(_LATER),
     "modalities": Refused('Ask for ["text"]: this server makes text only.', (["text"], [])),
-    "mm_processor_kwargs": Refused(_LATER, ({},)),
     "media_io_kwargs": Refused(_LATER, ({},)),
     "functions": Refused("Use tools.", ([],)),
     "function_call": Refused("Use tool_choice.", ("none",)),

@@ -110,10 +110,18 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: AsyncEngine) -> None:
         super().__init__(config)
         self._engine = engine
+        self._programs_compiled = 0
 
     async def on_tick(self, counter: int) -> bool:
         """Called every tenth of a second: ends with the engine, after what is being answered."""
-        return await super().on_tick(counter) or not self._engine.is_running
+        if not self._engine.is_running:
+            await super().on_tick(counter)
+            return True
+        compiled = self._engine.stats().programs_compiled
+        if compiled != self._programs_compiled:
+            gc.freeze()  # the many objects of a program stay as well
+            self._programs_compiled = compiled
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ends with what runs at the first signal, at once at the second.

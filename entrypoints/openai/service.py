@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -19,6 +20,7 @@ from .adapters import Adapters
 from .errors import ApiError
 from .metrics import Metrics
 from .options import ServerOptions
+from .turns import Turns
 from .watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class Service:
         known = {label: getattr(engine.options, name) for label, name in CACHE_OPTIONS.items()}
         info = {label: str(value) for label, value in known.items() if value is not None}
         self.metrics = Metrics(options.metrics_prefix, self.model_names[0], engine.stats, info)
+        self.turns = Turns()
+        """Of requests that begin."""
         self._in_flight = 0
         self._most_running = 0
 
@@ -135,6 +139,11 @@ class Service:
                 watch.see(output)
             return output
 
+    @functools.cached_property
+    def default_params(self) -> SamplingParams:
+        """What a request that says nothing of it gets. Not to be changed."""
+        return self.engine.get_default_sampling_params()
+
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for room, those on their way to the engine with them."""
@@ -142,7 +151,19 @@ class Service:
         # what has run at once fits: so many are not taken for waiting while the engine, ahead of
         # this event loop, has ended them already or has not begun them
         self._most_running = max(self._most_running, stats.num_running)
-        return max(stats.num_waiting, self._in_flight - self._most_running)
+        return max(stats.num_waiting, len(self.turns) + self._in_flight - self._most_running)
+
+    def check_room(self) -> None:
+        """Raises ApiError where as many sequences wait as may."""
+        most = self.options.max_waiting
+        if most is None or (waiting := self.num_waiting) < most:
+            return
+        self.metrics.rejections += 1
+        raise ApiError(
+            503,
+            f"{waiting} sequences wait already, and no more than {most} may. Try again later.",
+            headers={"Retry-After": RETRY_AFTER},
+        )
 
     async def _measured(
         self,
@@ -165,14 +186,7 @@ class Service:
         if sequences > self.options.max_n:
             message = f"n={sequences} is above {self.options.max_n}, the most here. Ask for less."
             raise ApiError(400, message, param="n")
-        most = self.options.max_waiting
-        if most is not None and (waiting := self.num_waiting) >= most:
-            self.metrics.rejections += 1
-            raise ApiError(
-                503,
-                f"{waiting} sequences wait already, and no more than {most} may. Try again later.",
-                headers={"Retry-After": RETRY_AFTER},
-            )
+        self.check_room()
         self._in_flight += sequences
         try:
             yield

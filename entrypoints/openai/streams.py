@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +22,7 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Proxies shall pass events on as they come."""
 CLIENT_GONE = 499
 """The status in logs of an answer that nobody waited for."""
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class ClientGoneError(Exception):
@@ -120,17 +122,26 @@ def outputs_of(generators: Sequence[AsyncGenerator[RequestOutput, None]]) -> Out
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`; cancels it and raises ClientGoneError once the client hangs up."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    working, left = True, False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if working:
+            left = task.cancel()
+
     gone = asyncio.ensure_future(_hang_up(receive))
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError
+        return await work
+    except asyncio.CancelledError:
+        if left and task.uncancel() == 0:  # nobody else cancelled it
+            raise ClientGoneError from None
+        raise
     finally:
-        task.cancel()
+        working = False
         gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _hang_up(receive: Receive) -> None:
@@ -138,12 +149,9 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-async def answer(make: Callable[[], Awaitable[Response]]) -> Response:
-    """The response of `make`, or one that nobody reads where the client hung up meanwhile."""
-    try:
-        return await make()
-    except ClientGoneError:
-        return Response(status_code=CLIENT_GONE)
+async def answer_nobody(_request: Request, _error: Exception) -> Response:
+    """The handler of ClientGoneError."""
+    return Response(status_code=CLIENT_GONE)
 
 
 async def last_outputs(
@@ -177,65 +185,60 @@ class Chunks(Protocol):
 
 
 class EventStream(Response):
-    """Chunks as server-sent events, up to `[DONE]`. Ends the requests when the client hangs up."""
+    """Chunks as server-sent events, up to `[DONE]`. Ends the requests when the client hangs up.
+
+    It begins when there is something to send. Raises what fails before that, and ClientGoneError.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, outputs: Outputs, first: dict[int, RequestOutput], chunks: Chunks) -> None:
-        """`first` has been taken from `outputs`, which the response closes."""
+    def __init__(
+        self, generators: Sequence[AsyncGenerator[RequestOutput, None]], chunks: Chunks
+    ) -> None:
+        """Takes generators of DELTA outputs, and closes them in the end."""
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self._outputs = outputs
-        self._first = first
+        self._generators = generators
         self._chunks = chunks
+        self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outputs = outputs_of(self._generators)
         try:
-            with contextlib.suppress(ClientGoneError, OSError):
-                await unless_gone(receive, self._send(send))
+            await unless_gone(receive, self._send(outputs, send))
+        except (ClientGoneError, OSError):
+            if not self._begun:
+                raise
         finally:
-            await self._outputs.close()
+            await outputs.close()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, outputs: Outputs, send: Send) -> None:
+        first = await outputs.take()
+        outputs.check()
+        self._begun = True
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
-        async for body in self._events():
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async for body, more in self._bodies(first, outputs):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def _events(self) -> AsyncGenerator[bytes, None]:
-        """What to send next, of all that there is by then."""
+    async def _bodies(
+        self, taken: dict[int, RequestOutput], outputs: Outputs
+    ) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """What to send next, of all that there is by then, and whether there will be more."""
         try:
-            yield _encoded(self._chunks.start())
-            taken = self._first
+            if events := _encoded(self._chunks.start()):
+                yield events, True
             while taken:
                 for index, output in taken.items():
                     if events := _encoded(self._chunks.of(index, output)):
-                        yield events
-                taken = await self._outputs.take()
-            yield _encoded(self._chunks.end()) + DONE
+                        yield events, True
+                taken = await outputs.take()
+            yield _encoded(self._chunks.end()) + DONE, False
         except Exception as error:
             told = as_api_error(error)
             if told.status >= 500:
                 logger.exception("a stream broke off")
-            yield _encoded([error_body(told)]) + DONE
-
-
-async def stream(
-    generators: Sequence[AsyncGenerator[RequestOutput, None]], receive: Receive, chunks: Chunks
-) -> EventStream:
-    """A response that streams; it begins when there is something to send.
-
-    Raises what fails before that, and ClientGoneError.
-    """
-    outputs = outputs_of(generators)
-    try:
-        first = await unless_gone(receive, outputs.take())
-        outputs.check()
-    except BaseException:
-        await outputs.close()
-        raise
-    return EventStream(outputs, first, chunks)
+            yield _encoded([error_body(told)]) + DONE, False
 
 
 def _encoded(chunks: Iterable[dict[str, Any]]) -> bytes:
@@ -244,7 +247,7 @@ def _encoded(chunks: Iterable[dict[str, Any]]) -> bytes:
 
 def dumped(content: object) -> str:
     """Compact JSON."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODE(content)
 
 
 def json_response(content: object) -> Response:

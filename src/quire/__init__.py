@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .engine.structured_outputs import StructuredOutputsParams
     from .lora.errors import AdapterError
     from .lora.request import LoRARequest
+    from .multimodal.errors import MediaError
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ _HOMES = {
     "LLM": "engine.engine",
     "LoRARequest": "lora.request",
     "Logprob": "engine.outputs",
+    "MediaError": "multimodal.errors",
     "ModelInfo": "engine.inspect",
     "RequestOutput": "engine.outputs",
     "RequestOutputKind": "engine.sampling_params",
@@ -75,6 +77,7 @@ __all__ = [
     "EngineStats",
     "LoRARequest",
     "Logprob",
+    "MediaError",
     "MemoryBudgetError",
     "ModelConfigError",
     "ModelInfo",

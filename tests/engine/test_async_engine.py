@@ -117,7 +117,8 @@ def test_a_reader_who_lags_gets_all_at_once(served: AsyncEngine, kind: RequestOu
     async def main() -> list[RequestOutput]:
         outputs = served.generate(PROMPTS[0], params)
         found = [await anext(outputs)]
-        while served.stats().num_running:
+        [stream] = served._worker._streams.values()
+        while not stream.done:
             await asyncio.sleep(0.01)
         return [*found, *(await collect(outputs))]
 
@@ -386,6 +387,91 @@ def test_a_loop_that_was_busy_rests_and_takes_all_that_came_meanwhile() -> None:
         assert taken == [0, 1, 2]
 
     run(main())
+
+
+def test_a_loop_is_told_slice_by_slice() -> None:
+    size = worker._SLICE
+    told: list[tuple[int, int, int]] = []  # iteration, stream, item
+
+    async def main() -> None:
+        iteration = 0
+
+        class Noting:
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def put(self, item: int) -> None:
+                told.append((iteration, self.number, item))
+
+        streams = [cast(Any, Noting(number)) for number in range(3 * size + 1)]
+        receiver = worker.Receiver(asyncio.get_running_loop())
+        for item in range(2):
+            receiver.hand([(stream, cast(Any, item)) for stream in streams])
+        while len(told) < 2 * len(streams):
+            await asyncio.sleep(0)
+            iteration += 1
+            if iteration == 2:
+                receiver.hand([(streams[-1], cast(Any, 2))])
+        while told[-1][2] != 2:
+            await asyncio.sleep(0)
+
+    run(main())
+    assert [told[-1][1:]] == [(3 * size, 2)]
+    assert [one[1:] for one in told[:-1]] == [
+        (stream, item) for stream in range(3 * size + 1) for item in range(2)
+    ]
+    streams_of = [{s for i, s, _ in told[:-1] if i == iteration} for iteration, _, _ in told]
+    assert max(map(len, streams_of)) == size
+
+
+def test_a_request_left_before_it_is_made_is_not(
+    served: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = served._engine._make
+
+    def make(prompts: Any, *args: Any) -> Any:
+        made.append(prompts[0].text)
+        return real(prompts, *args)
+
+    async def main() -> None:
+        released = threading.Event()
+        served._preparing.submit(released.wait, 20)
+        left = asyncio.create_task(last(served.generate(PROMPTS[0], GREEDY)))
+        kept = asyncio.create_task(last(served.generate(PROMPTS[1], GREEDY)))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        released.set()
+        assert (await kept).finished
+
+    monkeypatch.setattr(served._engine, "_make", make)
+    run(main())
+    assert made == [PROMPTS[1]]
+
+
+def test_a_request_that_ended_is_not_aborted(
+    served: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aborted: list[str] = []
+    core = served._engine._running.core
+    real = core.abort
+
+    def abort(request_id: str) -> bool:
+        aborted.append(request_id)
+        return real(request_id)
+
+    async def main() -> None:
+        await last(served.generate("a", GREEDY, "whole"))
+        left = served.generate("a", ENDLESS, "left")
+        await anext(left)
+        await left.aclose()
+        await assert_idle(served)
+
+    monkeypatch.setattr(core, "abort", abort)
+    run(main())
+    assert aborted == ["left", "unknown"]
 
 
 def test_the_loop_goes_on_during_a_step(

@@ -44,7 +44,7 @@ def build(schedule: Schedule, program: Program) -> tuple[np.ndarray, ...]:
 
 def test_a_mixed_batch_unpacks_to_what_was_scheduled(schedule: Schedule) -> None:
     program = Program(decode=False, tokens=8, rows=3, variant=Variant.SAMPLED)
-    rows, patches, tokens, token_rows = build(schedule, program)
+    rows, patches, tokens, token_rows, _ = build(schedule, program)
     assert tokens[:4].tolist() == [-1, 11, 12, 13]
     assert token_rows.tolist() == [0, 1, 1, 1, 2, 2, 2, 2]
     assert rows[:, RowField.SLOT].tolist() == [2, 0, 3]
@@ -79,7 +79,7 @@ def test_a_decode_batch_pads_with_rows_that_own_the_null_slot(schedule: Schedule
     program = Program(decode=True, tokens=4, rows=4, variant=Variant.GREEDY)
     del schedule.chunks[1]
     schedule.num_tokens, schedule.new_pages = 1, []
-    rows, patches, tokens, _ = build(schedule, program)
+    rows, patches, tokens, *_ = build(schedule, program)
     assert len(tokens) == 0
     assert rows[:, RowField.TOKEN].tolist() == [-1, 0, 0, 0]
     assert rows[:, RowField.SLOT].tolist() == [2, 3, 3, 3]

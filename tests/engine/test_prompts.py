@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quire.engine.prompts import Prompt, check_prompt, parse_prompts
+from quire.engine.prompts import Prompt, PromptReader, check_prompt
 from quire.errors import PromptError
 
 
@@ -33,7 +33,7 @@ A, B = ord("a"), ord("b")
     ],
 )
 def test_forms(given: object, parsed: list[Prompt]) -> None:
-    assert parse_prompts(given, Letters()) == parsed  # pyright: ignore[reportArgumentType]
+    assert PromptReader(Letters()).read(given) == parsed  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -44,18 +44,18 @@ def test_forms(given: object, parsed: list[Prompt]) -> None:
         ([[1], [2.5]], r"\[2.5\] is no prompt"),
         ({"promt": "a"}, "unknown key 'promt' in a prompt. Did you mean 'prompt'"),
         ({}, "needs one of prompt and prompt_token_ids"),
-        ({"prompt": "a", "multi_modal_data": {"image": 1}}, "multi_modal_data is not supported"),
+        ({"prompt": "a", "multi_modal_data": {"image": 1}}, "this model takes text alone"),
         ({"prompt": "a", "cache_salt": ""}, "cache_salt='' must be text"),
     ],
 )
 def test_mistakes(given: object, message: str) -> None:
     with pytest.raises(PromptError, match=message):
-        parse_prompts(given, Letters())  # pyright: ignore[reportArgumentType]
+        PromptReader(Letters()).read(given)  # pyright: ignore[reportArgumentType]
 
 
 def test_text_needs_a_tokenizer() -> None:
     with pytest.raises(PromptError, match="skip_tokenizer_init=True"):
-        parse_prompts("a", None)
+        PromptReader(None).read("a")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_inputs_have_the_shapes_that_size_gives() -> None:
 
 def test_pictures_must_be_as_large_as_the_tower_needs() -> None:
     encoder = Llava.encoder(load().config)
-    match = r"shape \[3, 28, 35\].*takes \[3, 35, 35\]: crop_size must be image_size"
+    match = r"shape \[3, 28, 35\].*takes \[3, 35, 35\]: crop_size in preproc"
     with pytest.raises(ModelConfigError, match=match):
         encoder.inputs([np.zeros((3, 28, 35), np.float32)], 1)
 

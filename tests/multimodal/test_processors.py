@@ -63,15 +63,15 @@ def test_clip_is_that_of_transformers(name: str) -> None:
 
 
 def test_tokens_of_clip() -> None:
-    assert ClipImages.from_hf(LLAVA, patch_size=14).num_tokens == 576
-    assert ClipImages.from_hf(LLAVA, patch_size=14, select_strategy="full").num_tokens == 577
+    assert ClipImages.from_hf(LLAVA, patch_size=14).max_tokens == 576
+    assert ClipImages.from_hf(LLAVA, patch_size=14, select_strategy="full").max_tokens == 577
 
 
 def test_clip_of_an_exact_size_and_of_raw_values() -> None:
     exact = LLAVA | {"size": {"height": 20, "width": 30}, "do_center_crop": False}
     raw = exact | {"do_rescale": False, "do_normalize": False}
     image = Image.new("RGB", (5, 5), (1, 2, 3))
-    assert ClipImages.from_hf(exact, patch_size=10).num_tokens == 6
+    assert ClipImages.from_hf(exact, patch_size=10).num_tokens(300, 2) == 6
     made = ClipImages.from_hf(raw, patch_size=10)(image)
     np.testing.assert_array_equal(made, np.tile([[[1.0]], [[2.0]], [[3.0]]], (1, 20, 30)))
 

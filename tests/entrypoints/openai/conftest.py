@@ -71,6 +71,8 @@ class StandIn:
         self.is_running = True
         self.queues: list[asyncio.Queue[RequestOutput | Exception]] = []
         """One for each request that has not ended, in the order they came."""
+        self.prompts: list[Any] = []
+        """Those of all requests, in the order they came."""
         self.running = 0
         """How many of these are said to run; the others wait."""
         self.num_pages = num_pages
@@ -106,6 +108,7 @@ class StandIn:
     ) -> AsyncGenerator[RequestOutput, None]:
         queue: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
         self.queues.append(queue)
+        self.prompts.append(prompt)
         try:
             while True:
                 if isinstance(item := await queue.get(), Exception):
@@ -115,6 +118,12 @@ class StandIn:
                     return
         finally:
             self.queues.remove(queue)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        return SamplingParams()
+
+    def get_tokenizer(self) -> None:
+        return None
 
     async def add_lora(self, request: LoRARequest) -> bool:
         self.loads.append(request.lora_path)

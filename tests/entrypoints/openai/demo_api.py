@@ -30,6 +30,7 @@ from quire.entrypoints.openai.protocol import (
     TokenizeRequest,
 )
 from quire.entrypoints.openai.service import ServedModel
+from quire.entrypoints.openai.streams import ClientGoneError, answer_nobody
 from quire.entrypoints.openai.tokenization import detokenize, tokenize
 
 PARIS = "The capital of France is"
@@ -62,6 +63,7 @@ class DemoService:
     def __init__(self, engine: AsyncEngine, options: ServerOptions) -> None:
         self.engine = engine
         self.options = options
+        self.default_params = engine.get_default_sampling_params()
 
     def find_model(self, name: str | None) -> ServedModel:
         if name not in (None, "demo"):
@@ -119,6 +121,7 @@ def demo_app(**options: Any) -> FastAPI:
 
     for kind in (ApiError, QuireError, RequestValidationError, Exception):
         app.add_exception_handler(kind, _told)
+    app.add_exception_handler(ClientGoneError, answer_nobody)
     return app
 
 

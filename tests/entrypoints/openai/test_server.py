@@ -1,6 +1,8 @@
 """A server's process: how it starts, bears load, and ends."""
 
+import asyncio
 import contextlib
+import gc
 import json
 import signal
 import socket
@@ -11,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
+import uvicorn
 from tests.live_server import SMALL, free_port
 
+from quire import AsyncEngine
 from quire.entrypoints.cli import main
 from quire.entrypoints.openai import server
 
@@ -269,3 +273,19 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 def answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as trial:
         return trial.connect_ex(str(path)) == 0
+
+
+def test_what_programs_leave_behind_is_kept_from_garbage_collection(engine: StandIn) -> None:
+    running = server.Server(uvicorn.Config(lambda: None), cast(AsyncEngine, engine))
+    gc.collect()
+    try:
+        assert not asyncio.run(running.on_tick(1))
+        kept = gc.get_freeze_count()
+        assert kept > 1000
+        gc.unfreeze()
+        assert not asyncio.run(running.on_tick(2))  # nothing has been compiled since
+        assert gc.get_freeze_count() == 0
+        engine.die()
+        assert asyncio.run(running.on_tick(3))
+    finally:
+        gc.unfreeze()

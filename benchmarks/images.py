@@ -212,6 +212,7 @@ def run(engine: Engine, prompts: list[dict[str, Any]], tokens: int, *, keep: boo
     if not keep:
         with engine._lock:
             engine._running.features.clear()
+        engine._running.media.forget()
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     started = time.perf_counter()
     engine.generate(prompts, params, use_tqdm=False)

@@ -93,6 +93,10 @@ class MediaInputs:
     def _fetched(self, source: Any) -> Any:
         return fetch(source, self._policy) if isinstance(source, str) else source
 
+    def forget(self) -> None:
+        """Keeps nothing of what was prepared so far."""
+        self._kept = _Kept(_KEPT_BYTES)
+
     def close(self) -> None:
         """Drops what has not begun."""
         for threads in (self.threads, self._fetching):

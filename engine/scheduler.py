@@ -15,7 +15,8 @@ from typing import Literal, get_args
 
 from ..errors import MemoryBudgetError, OptionError, PromptError, nearest
 from .adapter_slots import AdapterSlots
-from .feature_pool import PAGE, FeaturePool
+from .feature_pool import FeaturePool
+from .held_features import HeldFeatures
 from .page_pool import PagePool
 from .prefix_cache import PrefixCache
 from .request import FinishReason, Request, Sequence
@@ -67,8 +68,7 @@ class Scheduler:
         self._pool = pool
         self._adapter_slots = AdapterSlots(0) if slots is None else slots
         self._features = FeaturePool(0) if features is None else features
-        self._encoded: list[Sequence] = []
-        """Their last media are in steps that were handed out."""
+        self._held = HeldFeatures(self._features)
         self._page_size = pool.page_size
         self._budget = config.max_num_batched_tokens
         self._prefixes = PrefixCache(pool, config.enable_prefix_caching)
@@ -105,7 +105,7 @@ class Scheduler:
                 f"request {request.id} has an adapter, but this engine takes none. Make the engine "
                 "with enable_lora=True, or leave the adapter out."
             )
-        self._check_media(request)
+        self._held.check(request)
         for sequence in request.sequences:
             self._check_fits(sequence)
         for sequence in request.sequences:
@@ -151,7 +151,7 @@ class Scheduler:
         """
         schedule = Schedule()
         self._adapter_slots.start_step()
-        self._give_up_features()
+        self._held.start_step()
         self._continue_running(schedule)
         if self._waiting and self._free_slots and not schedule.preempted:
             self._admit_waiting(schedule)
@@ -171,7 +171,7 @@ class Scheduler:
         self._adapter_slots.check_integrity(
             [(s.adapter_slot, s.request.adapter_digest) for s in self._running if s.request.adapter]
         )
-        self._features.check_integrity([s.request.media for s in self._running if s.feature_rows])
+        self._held.check_integrity(self._running)
         self._waiting.check_integrity()
         for s in self._running:
             held = self._pages_for(s.computed)
@@ -246,8 +246,7 @@ class Scheduler:
         sequence.pending = int(samples)
         schedule.num_tokens += count
         schedule.chunks.append(Chunk(sequence, start, count, samples))
-        if sequence.feature_rows and end >= sequence.request.media_end:
-            self._encoded.append(sequence)
+        self._held.scheduled(sequence)
 
     def _make_room(self, schedule: Schedule, needed: int) -> None:
         """Preempts from the last in order until the pool has the pages that the chunks need.
@@ -331,7 +330,7 @@ class Scheduler:
         room_for = known if sequence.preemptions else start + count
         pool.acquire(hits)
         lacks_pages = self._pages_for(room_for) - len(hits) + reserve > pool.num_free
-        if lacks_pages or not self._hold_features(sequence, start):
+        if lacks_pages or not self._held.hold(sequence, start):
             self._prefixes.release(hits)
             return False
         self._start(schedule, sequence, hits)
@@ -370,27 +369,7 @@ class Scheduler:
             self._adapter_slots.release(sequence.adapter_slot)
         self._prefixes.release(sequence.pages)
         sequence.pages = []
-        self._release_features(sequence)
-
-    def _hold_features(self, sequence: Sequence, start: int) -> bool:
-        """Takes room for the media of a sequence of which tokens from `start` on are computed."""
-        media = sequence.request.media
-        if start >= sequence.request.media_end:
-            return True
-        rows = self._features.acquire(media)
-        sequence.feature_rows = rows or []
-        return rows is not None
-
-    def _give_up_features(self) -> None:
-        """Of those that need theirs no more: what is encoded now comes behind their last step."""
-        for sequence in self._encoded:
-            self._release_features(sequence)
-        self._encoded.clear()
-
-    def _release_features(self, sequence: Sequence) -> None:
-        if sequence.feature_rows:
-            sequence.feature_rows = []
-            self._features.release(sequence.request.media)
+        self._held.release(sequence)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self._page_size)
@@ -413,15 +392,6 @@ class Scheduler:
                 f"{self._page_size} tokens; the pool has {usable}. Lower max_tokens, shorten "
                 "the prompt, or give the pool more memory (gpu_memory_utilization or "
                 "kv_cache_memory_bytes)."
-            )
-
-    def _check_media(self, request: Request) -> None:
-        if not self._features.fits(request.media):
-            needed = sum(-(-one.num_tokens // PAGE) * PAGE for one in request.media)
-            raise MemoryBudgetError(
-                f"the pictures of request {request.id} need room for {needed} features, and this "
-                f"engine has it for {self._features.num_rows}. Send fewer or smaller ones, or "
-                "raise mm_encoder_cache_gb."
             )
 
 

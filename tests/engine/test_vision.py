@@ -335,3 +335,14 @@ def test_what_was_prepared_is_kept_up_to_a_size() -> None:
     assert kept.get(b"a") is not None
     kept.put(b"d", Patches(np.zeros((2, 100), np.int8), (1, 1, 2), 2))
     assert [kept.get(name) for name in (b"a", b"c", b"d")] == [None] * 3
+
+
+def test_nothing_compiles_after_the_start(llava: tuple[Engine, Cases]) -> None:
+    engine, cases = llava
+    assert engine.wait_until_ready(240)
+    compiled = engine.stats().programs_compiled
+    engine.reset_prefix_cache()
+    with engine._lock:
+        engine._running.features.clear()
+    tokens(engine, [*cases.prompts(), cases.prompt("one")], FEW)
+    assert engine.stats().programs_compiled == compiled

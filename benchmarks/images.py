@@ -32,6 +32,7 @@ from PIL import Image
 
 from quire import Engine, SamplingParams
 from quire.engine.buckets import Buckets, Program, Variant
+from quire.engine.media_inputs import MediaInputs
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "vision"
 LLAVA: dict[str, Any] = {
@@ -206,13 +207,20 @@ def make_engine(workload: Workload) -> Engine:
         return Engine(make_folder(workload), **(OPTIONS | workload.options))
 
 
+def inputs(engine: Engine) -> MediaInputs:
+    """What reads and prepares pictures for an engine."""
+    media = engine._running.media
+    assert media is not None, "a model that sees"
+    return media
+
+
 def run(engine: Engine, prompts: list[dict[str, Any]], tokens: int, *, keep: bool) -> float:
     """Seconds of one `generate` call with an empty prefix cache; `keep` keeps the features."""
     engine.reset_prefix_cache()
     if not keep:
         with engine._lock:
             engine._running.features.clear()
-        engine._running.media.forget()
+        inputs(engine).forget()
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     started = time.perf_counter()
     engine.generate(prompts, params, use_tqdm=False)
@@ -253,7 +261,7 @@ def rates(workload: Workload, seconds: list[float]) -> dict[str, Any]:
 
 def measure(engine: Engine, workload: Workload, runs: int, *, profile: bool) -> dict[str, Any]:
     """The figures of one model."""
-    vision = engine._running.media.vision  # pyright: ignore[reportOptionalMemberAccess]
+    vision = inputs(engine).vision
     prompts = workload.prompts(vision.image_token)
     once = functools.partial(run, engine, prompts, workload.output_tokens)
     seconds, compiled = timed(engine, functools.partial(once, keep=False), runs)

@@ -36,6 +36,12 @@ def tokens(engine: Engine, prompts: Any, params: SamplingParams = GREEDY) -> lis
     return [output.outputs[0].token_ids for output in outputs]
 
 
+def image_token(engine: Engine) -> int:
+    media = engine._running.media
+    assert media is not None
+    return media.vision.image_token
+
+
 def check(engine: Engine) -> None:
     engine._running.scheduler.check_integrity()
 
@@ -99,14 +105,14 @@ def test_another_picture_shares_no_page_behind_it(llava: tuple[Engine, Cases]) -
     tokens(engine, first, FEW)
     [output] = engine.generate(other, FEW, use_tqdm=False)
     page = engine._running.pool.page_size
-    before = first["prompt_token_ids"].index(engine._running.media.vision.image_token)
+    before = first["prompt_token_ids"].index(image_token(engine))
     assert output.num_cached_tokens <= before // page * page
 
 
 def test_one_placeholder_or_all_of_them(seeing: tuple[Engine, Cases]) -> None:
     engine, cases = seeing
     prompt = cases.prompt("two")
-    token, short = engine._running.media.vision.image_token, []
+    token, short = image_token(engine), []
     counts = [m.num_tokens for m in engine._running.prompts.read(prompt)[0].media]
     ids, left = prompt["prompt_token_ids"], list(counts)
     index = 0
@@ -267,7 +273,7 @@ def test_beam_search_with_a_picture(llava: tuple[Engine, Cases]) -> None:
     engine, cases = llava
     params = BeamSearchParams(beam_width=1, max_tokens=8, ignore_eos=True)
     [output] = engine.beam_search([cases.prompt("one")], params)
-    assert output.sequences[0].token_ids == cases.greedy()[cases.names.index("one")][:8]
+    assert output.outputs[0].token_ids == cases.greedy()[cases.names.index("one")][:8]
 
 
 def test_pictures_through_the_async_engine() -> None:

@@ -43,7 +43,8 @@ class Engine:
         """Loads a model and starts compiling its programs.
 
         Args:
-            model: Hugging Face id or local folder; None is the embedded demo model.
+            model: Hugging Face id, local folder, or a model that Quire comes with: `demo`, which
+                None is, and `vision-demo`.
             **options: the fields of `EngineOptions`; the documentation has a page on them.
 
         Raises:

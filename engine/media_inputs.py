@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -18,10 +18,11 @@ from ..multimodal.images import MAX_PIXELS, digest, to_rgb
 from ..multimodal.media import fetch
 from ..multimodal.policy import MediaPolicy
 from ..multimodal.processors import ImageProcessor
-from .media import Opened, Prepared, done
+from .media import Medium, Opened, Prepared, done
 from .options import EngineOptions
 from .vision import VisionSpec
 
+Picture = Image.Image | ImagePixelData | ImageFeatureData
 MOST_PIXELS = 4 * MAX_PIXELS
 """Of all pictures of a prompt, decoded: three bytes each are in memory until they are prepared."""
 _MOST_THREADS = 16
@@ -55,7 +56,7 @@ class MediaInputs:
 
         Raises PromptError or MediaError.
         """
-        if isinstance(data, tuple):  # media of a prompt that was read before
+        if _were_read(data):
             return [Opened(one.num_tokens, one.grid, one.preparing) for one in data]
         given = _pictures(data)
         self._check_number(given)
@@ -64,15 +65,15 @@ class MediaInputs:
             processor = self.vision.format.with_settings(processor, settings)
         opened: list[Opened] = []
         pixels = 0
-        for one in given:
-            image = one if isinstance(one, ImagePixelData | ImageFeatureData) else to_rgb(one)
-            pixels += image.width * image.height if isinstance(image, Image.Image) else 0
+        for picture in map(self._decoded, given):
+            if isinstance(picture, Image.Image):
+                pixels += picture.width * picture.height
             if pixels > MOST_PIXELS:
                 raise MediaError(
                     f"The pictures of a prompt have more than {MOST_PIXELS} pixels together. Send "
                     "fewer or smaller ones."
                 )
-            opened.append(self._open(image, processor))
+            opened.append(self._open(picture, processor))
         return opened
 
     def fetch(self, sources: Sequence[Any]) -> list[Any]:
@@ -102,7 +103,8 @@ class MediaInputs:
         for threads in (self.threads, self._fetching):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _open(self, given: Any, processor: ImageProcessor) -> Opened:
+    def _decoded(self, given: Any) -> Picture:
+        """An RGB picture, or what is given as an array that no processor sees."""
         if isinstance(given, ImageFeatureData) != self.takes_features:
             taken = "ImageFeatureData" if self.takes_features else "pictures"
             kind = "image_features" if self.takes_features else "pixel_values"
@@ -110,23 +112,24 @@ class MediaInputs:
                 f"a picture is given as {type(given).__name__}, but an engine with "
                 f"image_input_type={kind!r} takes {taken} alone."
             )
-        if isinstance(given, ImageFeatureData):
-            return self._open_array(given.image_features, "image features")
-        if isinstance(given, ImagePixelData):
-            if not isinstance(given.image, Image.Image):
-                return self._open_array(given.image, "pixels")
+        if isinstance(given, ImagePixelData) and isinstance(given.image, Image.Image):
             given = given.image
-            given = to_rgb(given)
-        image: Image.Image = given
-        grid = self.vision.grid(processor, image)
-        num_tokens = processor.num_tokens(*image.size)
+        return given if isinstance(given, ImagePixelData | ImageFeatureData) else to_rgb(given)
+
+    def _open(self, picture: Picture, processor: ImageProcessor) -> Opened:
+        if isinstance(picture, ImageFeatureData):
+            return self._open_array(picture.image_features, "image features")
+        if isinstance(picture, ImagePixelData):
+            return self._open_array(picture.image, "pixels")
+        grid = self.vision.grid(processor, picture)
+        num_tokens = processor.num_tokens(*picture.size)
         if num_tokens > self.vision.max_tokens:  # before it is made so large
             raise PromptError(
-                f"a picture of {image.width}x{image.height} pixels has {num_tokens} features, and "
-                f"this engine takes {self.vision.max_tokens} at most. Send a smaller one, or make "
-                "the engine with a higher max_model_len or other mm_processor_kwargs."
+                f"a picture of {picture.width}x{picture.height} pixels has {num_tokens} features, "
+                f"and this engine takes {self.vision.max_tokens} at most. Send a smaller one, or "
+                "make the engine with a higher max_model_len or other mm_processor_kwargs."
             )
-        return Opened(num_tokens, grid, self.threads.submit(self._prepare, image, processor))
+        return Opened(num_tokens, grid, self.threads.submit(self._prepare, picture, processor))
 
     def _prepare(self, image: Image.Image, processor: ImageProcessor) -> Prepared:
         hashed = hashlib.sha256(repr(processor).encode())
@@ -202,6 +205,11 @@ def _bytes_of(inputs: Any) -> int:
     """Of an array, or of the arrays of a dataclass."""
     arrays = [inputs] if isinstance(inputs, np.ndarray) else vars(inputs).values()
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+
+
+def _were_read(data: Any) -> TypeGuard[tuple[Medium, ...]]:
+    """Whether these are the media of a prompt that was read before."""
+    return isinstance(data, tuple) and all(isinstance(one, Medium) for one in data)
 
 
 def _pictures(data: Any) -> list[Any]:

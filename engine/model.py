@@ -14,7 +14,11 @@ from .checkpoint import find_model, load_params, read_config, resolve_dtype
 from .options import EngineOptions
 from .vision import VisionSpec, vision_spec
 
-DEMO_FOLDER = Path(__file__).resolve().parent.parent / "models" / "demo"
+_MODELS = Path(__file__).resolve().parent.parent / "models"
+DEMO_FOLDER = _MODELS / "demo"
+DEMO = "demo"
+EMBEDDED = {DEMO: DEMO_FOLDER, "vision-demo": _MODELS / "vision_demo"}
+"""Models that Quire comes with, by name. A folder of that name goes first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +61,12 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
 
     Raises CheckpointError, ModelConfigError, UnsupportedModelError or OptionError.
     """
-    folder = DEMO_FOLDER
-    if options.model is not None:
+    name = DEMO if options.model is None else options.model
+    if name in EMBEDDED and not Path(name).is_dir():
+        folder = EMBEDDED[name]
+    else:
         folder = find_model(
-            options.model,
+            name,
             revision=options.revision,
             download_dir=options.download_dir,
             weights=weights and options.load_format != "dummy",
@@ -87,7 +93,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         graphdef=graphdef,
         shapes=shapes,
         adapters=adapter_spec(
-            options.model or "demo",
+            name,
             architecture,
             config,
             shapes,

@@ -17,7 +17,7 @@ class EngineOptions:
     """Everything an engine can be told. `make_options` checks and builds it."""
 
     model: str | None = None
-    """Hugging Face id or local folder; None is the embedded demo model."""
+    """Hugging Face id, local folder, or an embedded model: `demo`, which None is, `vision-demo`."""
     tokenizer: str | None = None
     """Where the tokenizer comes from, if not from the model's folder."""
     skip_tokenizer_init: bool = False

@@ -42,12 +42,12 @@ COMPATIBLE: dict[str, type] = {
 
 FROM_THE_MODEL = "What is not given comes from the model's generation config, then from here."
 
-MODEL_HELP = "Hugging Face id or local folder"
+MODEL_HELP = "Hugging Face id, local folder, or an embedded model: demo, vision-demo"
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
     """--model, where None is the demo model."""
-    text = f"{MODEL_HELP} (default: the embedded demo model)"
+    text = f"{MODEL_HELP} (default: demo)"
     parser.add_argument("--model", metavar="MODEL", help=text)
 
 

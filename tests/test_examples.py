@@ -75,6 +75,16 @@ def test_llava_example(
     assert given[0][1] == given[1][1] != answer
 
 
+def test_offline_inference_vision(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run("offline_inference_vision.py", monkeypatch=monkeypatch, capsys=capsys)
+    answers = ["A red circle.", "A blue circle.", "The colour."]
+    asked = ["What is in the picture?", "What is in the picture?", "What differs?"]
+    pairs = list(zip(asked, answers, strict=True))
+    assert lines == [f"{way}: {q} {a}" for way in ("generate", "chat") for q, a in pairs]
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The base URL of a server of the demo model, which wants the key `secret`."""
@@ -166,6 +176,13 @@ def test_lora_adapter() -> None:
     assert one_kind[0] == all_kinds[0] == 0
     assert one_kind[1] >= 80 >= all_kinds[1]
     assert min(one_kind[2], all_kinds[2]) >= 95
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_vision() -> None:
+    printed = printed_by("vision.ipynb")
+    assert "What is in the two pictures? A red circle and a red triangle.\n" in printed
 
 
 def printed_by(name: str) -> str:

@@ -156,7 +156,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    text = f"{MODEL_HELP} (default: the embedded demo model)"
+    text = f"{MODEL_HELP} (default: demo)"
     parser.add_argument("model", nargs="?", metavar="MODEL", help=text)
     text = "load no tokenizer, so that output is token ids: for folders that have none"
     parser.add_argument("--skip-tokenizer-init", action="store_true", help=text)

@@ -15,7 +15,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Adds `info`."""
     text = "show a model's architecture, size and memory needs, without loading its weights"
     parser = commands.add_parser("info", help=text, description=text.capitalize() + ".")
-    text = f"{MODEL_HELP} (default: the embedded demo model)"
+    text = f"{MODEL_HELP} (default: demo)"
     parser.add_argument("model", nargs="?", metavar="MODEL", help=text)
     add_engine_options(parser, OPTIONS)
     parser.set_defaults(run=run)

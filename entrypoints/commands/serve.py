@@ -22,7 +22,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="serve a model to programs written for the OpenAI API",
         description=ABOUT,
     )
-    text = f"{MODEL_HELP} (default: the embedded demo model)"
+    text = f"{MODEL_HELP} (default: demo)"
     parser.add_argument("model", nargs="?", metavar="MODEL", help=text)
     add_flags(parser)
     parser.set_defaults(run=run_first)

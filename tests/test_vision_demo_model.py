@@ -1,0 +1,94 @@
+"""The embedded model that sees, through the engine: it ships, is small, and knows shapes."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from PIL import Image, ImageDraw
+
+from quire import Engine, SamplingParams
+from quire.engine.model import EMBEDDED
+
+ROOT = Path(__file__).parents[1]
+FOLDER = EMBEDDED["vision-demo"]
+sys.path.insert(0, str(ROOT / "scripts" / "vision_demo"))
+evaluate = importlib.import_module("evaluate")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine("vision-demo", enforce_eager=True, use_tqdm_on_load=False) as engine:
+        yield engine
+
+
+def drawn(shape: str, colour: str) -> Image.Image:
+    """A picture of the kinds that Pillow draws by itself."""
+    picture = Image.new("RGB", (200, 150), "white")
+    pen = ImageDraw.Draw(picture)
+    if shape == "circle":
+        pen.ellipse((60, 40, 120, 100), fill=colour)
+    elif shape == "square":
+        pen.rectangle((50, 30, 140, 120), fill=colour)
+    else:
+        pen.polygon(((100, 20), (160, 124), (40, 124)), fill=colour)
+    return picture
+
+
+def said(engine: Engine, question: str, *pictures: Image.Image) -> str:
+    parts: list[dict[str, Any]] = [{"type": "image_pil", "image_pil": each} for each in pictures]
+    parts.append({"type": "text", "text": question})
+    messages = [{"role": "user", "content": parts}]
+    (output,) = engine.chat(messages, SamplingParams(temperature=0), use_tqdm=False)
+    assert output.outputs[0].finish_reason == "stop"
+    return output.outputs[0].text.strip()
+
+
+def test_it_is_at_most_four_megabytes() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 4_000_000
+
+
+def test_it_runs_in_bfloat16(engine: Engine) -> None:
+    assert {value.dtype for value in engine.params.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_it_answers_what_it_was_held_out_from(engine: Engine) -> None:
+    """At least 95 % of questions about new drawings, to the letter, all of them in one call."""
+    questions = evaluate.held_out_questions(20)
+    scores = evaluate.accuracy(questions, evaluate.answers(engine, questions))
+    assert scores["all"] >= 0.95, scores
+
+
+@pytest.mark.parametrize(
+    ("shape", "colour", "question", "answer"),
+    [
+        ("circle", "red", "What is in the picture?", "A red circle."),
+        ("square", "blue", "What colour is it?", "Blue."),
+        ("triangle", "green", "What shape is this?", "A triangle."),
+        ("square", "black", "Is it a circle?", "No, it is a square."),
+        ("circle", "orange", "Is this an orange circle?", "Yes."),
+    ],
+)
+def test_it_sees_one_picture(
+    engine: Engine, shape: str, colour: str, question: str, answer: str
+) -> None:
+    assert said(engine, question, drawn(shape, colour)) == answer
+
+
+def test_it_compares_two_pictures(engine: Engine) -> None:
+    pictures = drawn("circle", "red"), drawn("square", "red")
+    answers = {
+        "What is in these pictures?": "A red circle and a red square.",
+        "What differs?": "The shape.",
+        "Do they have the same colour?": "Yes, red.",
+        "Which one is a square?": "The second.",
+    }
+    assert {question: said(engine, question, *pictures) for question in answers} == answers
+    assert said(engine, "Which one is a square?", *pictures[::-1]) == "The first."
+
+
+def test_it_knows_when_there_is_no_picture(engine: Engine) -> None:
+    assert said(engine, "What is this?") == "I see no picture. Please show me one."

@@ -16,6 +16,7 @@ from ..errors import EngineClosedError, OptionError, PromptError
 from ..lora.request import LoRARequest
 from . import adapters, beam_search
 from .adapter_arrays import LoadedAdapter
+from .chat_media import has_pictures
 from .engine import Engine
 from .options import EngineOptions
 from .outputs import BeamSearchOutput, RequestOutput
@@ -97,7 +98,7 @@ class AsyncEngine:
         def parse() -> list[Prompt]:
             return self._engine._chat_prompts(messages, **template)
 
-        sees = self._engine._running.media is not None
+        sees = has_pictures(messages)
         return self._outputs(parse, sampling_params, request_id, priority, lora_request, sees=sees)
 
     async def chat_prompt(self, messages: Sequence[Any], **template: Any) -> dict[str, Any]:
@@ -106,7 +107,8 @@ class AsyncEngine:
         `template` as the keywords of `Engine.chat`; raises as it does.
         """
         render = functools.partial(self._engine._chat_prompts, messages, **template)
-        [prompt] = await self._in_thread(render)
+        waits = has_pictures(messages)
+        [prompt] = await (self._in_thread(render) if waits else asyncio.to_thread(render))
         made: dict[str, Any] = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
         return made | {"multi_modal_data": prompt.media} if prompt.media else made
 

@@ -43,6 +43,18 @@ def take_pictures(
     return changed, pictures
 
 
+def has_pictures(messages: object) -> bool:
+    """Whether a conversation, or one of several, has parts with pictures."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        return False
+    return any(
+        any(_kind(part) is not None for part in content)
+        if isinstance(one, Mapping) and isinstance(content := one.get("content"), list | tuple)
+        else has_pictures(one)
+        for one in messages
+    )
+
+
 def as_template_content(
     parts: Sequence[dict[str, Any]], template: str, shown: "ImageFormat", first: int
 ) -> str | list[dict[str, Any]]:

@@ -124,7 +124,7 @@ def _ask(
     except TimeoutError:
         raise MediaError(
             f"{target.host!r} did not send the medium within {deadline.timeout_s} seconds. "
-            "Send it as a data: URL, or raise the server's timeout for media."
+            "Send it as a data: URL, or raise the server's QUIRE_IMAGE_FETCH_TIMEOUT."
         ) from None
     except (OSError, http.client.HTTPException) as error:
         raise MediaError(
@@ -141,7 +141,7 @@ def _checked(target: Target, policy: MediaPolicy, deadline: Deadline) -> list[Ad
         raise MediaError(
             f"The host {target.host!r} has no public address, and media are fetched from public "
             "hosts only. Send the medium as a data: URL; a server's operator may set "
-            "allow_private_addresses."
+            "allow_private_media_addresses."
         )
     return addresses
 

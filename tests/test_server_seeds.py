@@ -4,6 +4,7 @@ Servers are started by the commands themselves, on stand-ins for their models.
 """
 
 import argparse
+import base64
 import os
 import re
 import shlex
@@ -19,12 +20,26 @@ import pytest
 
 from tests.live_server import live_server
 from tests.lora_folders import lora_folder
-from tests.test_seeds import DEMO, FIXTURES, ROOT, SEEDS, cached, opt_folder
+from tests.test_seeds import (
+    DEMO,
+    FIXTURES,
+    ROOT,
+    SEEDS,
+    SEEING,
+    SIZES,
+    cached,
+    flattened_blocks,
+    opt_folder,
+    photos,
+)
 
 SNIPPETS = FIXTURES / "snippets" / "server"
 OPT = "facebook/opt-125m"
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 LLAMA_2 = "meta-llama/Llama-2-7b-hf"
+LLAVA = "llava-hf/llava-1.5-7b-hf"
+PLACEHOLDER, FEATURES = 189, 25
+"""The token of a picture in the stand-in for LLaVA, and how many there are."""
 ADAPTER = "sql-lora"
 ADAPTER_FOLDER = "/path/to/sql-lora-adapter"
 """Of the documents."""
@@ -101,6 +116,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     opt_folder(cached(folder / "hub", OPT))
     for repository in (LLAMA, LLAMA_2):
         shutil.copytree(DEMO, cached(folder / "hub", repository))
+    shutil.copytree(FIXTURES / "vision" / SEEING[LLAVA], cached(folder / "hub", LLAVA))
     return {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
 
 
@@ -133,6 +149,26 @@ def llama_server(environment: dict[str, str]) -> Iterator[str]:
     key = {"VLLM_API_KEY": "dummy"}
     with live_server("--enforce-eager", command=command, environment=environment | key) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def llava_server(environment: dict[str, str]) -> Iterator[str]:
+    """The address of LLaVA's stand-in, whose sizes the command gives in place of LLaVA's."""
+    text = snippet("serve_pictures.sh")
+    for own, stand_in in SIZES.items():
+        text = re.sub(own, stand_in, text)
+    command, folder = python_arguments(text), ROOT / "examples"
+    with live_server(
+        "--enforce-eager", command=command, environment=environment, cwd=folder
+    ) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a picture that needs no network."""
+    path = Path(photos(tmp_path_factory.mktemp("photos"))["<path_to_image>"])
+    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def test_models(opt_server: str, adapter: Path) -> None:
@@ -183,6 +219,24 @@ def test_openai_clients(opt_server: str, name: str, said: str) -> None:
 
 def test_tools(llama_server: str) -> None:
     assert run_client(snippet("tools.py"), llama_server) == CALL
+
+
+def test_pictures(llava_server: str, photo: str) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": photo}}]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    tokens = httpx.post(f"{llava_server}/tokenize", json=body).json()["tokens"]
+    assert tokens.count(PLACEHOLDER) == FEATURES
+    out = run_client(with_photo(snippet("picture.py"), photo), llava_server)
+    assert out.startswith("Chat response: ChatCompletion(id='chatcmpl-")
+    (prompt_tokens,) = re.findall(r"\bprompt_tokens=(\d+)", out)
+    assert int(prompt_tokens) > len(tokens)
+
+
+def with_photo(text: str, photo: str) -> str:
+    """A program with `photo` in place of its picture."""
+    text, replaced = re.subn(r'https://[^"]+\.jpg', photo, text)
+    assert replaced == 1
+    return text
 
 
 def test_the_key_of_the_environment(llama_server: str) -> None:
@@ -259,3 +313,14 @@ def test_the_documents_own_snippets(opt_server: str, llama_server: str, adapter:
     assert started == [python_arguments(snippet(name)) for name in own]
     for example in set(re.findall(r"examples/\w+client\.py", models.read_text())):
         assert (ROOT / example).exists()
+
+
+@pytest.mark.skipif(not SEEDS.is_dir(), reason=f"the documents are not in {SEEDS}")
+def test_the_documents_own_pictures(llava_server: str, photo: str) -> None:
+    (older,) = SEEDS.glob("001_*")
+    page = older.read_text()
+    *_, client = flattened_blocks(page.replace("|\n|\n", "||\n"))
+    assert run_client(with_photo(client, photo), llava_server).startswith("Chat response: ")
+    (server,) = re.findall(r"^python -m vllm.*?\.jinja$", page, re.DOTALL | re.MULTILINE)
+    command = "\n".join(line for line in server.splitlines() if line != "|")
+    assert python_arguments(command) == python_arguments(snippet("serve_pictures.sh"))

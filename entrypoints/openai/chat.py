@@ -10,6 +10,7 @@ from .answers import answer_id, check_priority, engine_id, head, token_names
 from .chat_choices import ChatChunks, ChatForm, whole_answer
 from .conversation import template_options, text_of
 from .encoding import EnginePrompt, truncated
+from .errors import bad_request
 from .protocol import ChatCompletionRequest
 from .sampling import beam_params, chat_params, max_tokens, structure_of
 from .service import ServedModel, Service
@@ -37,7 +38,7 @@ async def create_chat_completion(
             toolbox.structure,
             special_tokens=form.parser().special_tokens,
         )
-    prompt = await _prompt(service, request, options)
+    prompt = await unless_gone(http_request.receive, _prompt(service, request, options))
     own_id = answer_id("chatcmpl", request, http_request)
     if params is None:
         search = _search(service, request, model, prompt, own_id)
@@ -64,11 +65,17 @@ async def create_chat_completion(
 async def _prompt(
     service: Service, request: ChatCompletionRequest, options: dict[str, Any]
 ) -> EnginePrompt:
-    made = await service.engine.chat_prompt(**options)
-    whole = made["prompt_token_ids"]
+    made = await service.chat_prompt(**options)
+    whole, media = made["prompt_token_ids"], made.get("multi_modal_data")
     kept = truncated(service, request, whole, max_tokens(request))
+    if media and len(kept) < len(whole):
+        raise bad_request(
+            f"truncate_prompt_tokens={request.truncate_prompt_tokens} would cut a prompt of "
+            f"{len(whole)} tokens that has pictures. Leave it out.",
+            "truncate_prompt_tokens",
+        )
     text = made["prompt"] if len(kept) == len(whole) else None
-    return EnginePrompt(text, kept, request.cache_salt, made.get("multi_modal_data"))
+    return EnginePrompt(text, kept, request.cache_salt, media)
 
 
 async def _search(

@@ -139,6 +139,11 @@ class Service:
                 watch.see(output)
             return output
 
+    async def chat_prompt(self, **options: Any) -> dict[str, Any]:
+        """The engine's `chat_prompt`, which may fetch pictures: within the bounds of the queue."""
+        with self._admitted(1):
+            return await self.engine.chat_prompt(**options)
+
     @functools.cached_property
     def default_params(self) -> SamplingParams:
         """What a request that says nothing of it gets. Not to be changed."""

@@ -52,5 +52,5 @@ async def _tokens(service: Service, request: TokenizeRequest) -> Sequence[int]:
         )
     tools = [tool.model_dump(exclude_unset=True) for tool in request.tools or ()]
     options = template_options(service, request, tools or None)
-    prompt = await service.engine.chat_prompt(**options)
+    prompt = await service.chat_prompt(**options)
     return prompt["prompt_token_ids"]

@@ -289,7 +289,7 @@ def test_a_refusal_does_not_tell_whether_a_private_host_answers(
         fetch(f"http://127.0.0.1:{port or site.port}/", MediaPolicy())
     assert str(refusal.value) == (
         "The host '127.0.0.1' has no public address, and media are fetched from public hosts only. "
-        "Send the medium as a data: URL; a server's operator may set allow_private_addresses."
+        "Send the medium as a data: URL; a server's operator may set allow_private_media_addresses."
     )
 
 

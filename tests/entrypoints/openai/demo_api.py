@@ -81,6 +81,9 @@ class DemoService:
     ) -> AsyncGenerator[RequestOutput, None]:
         return self.engine.generate(prompt, params, request_id, priority=priority)
 
+    async def chat_prompt(self, **options: Any) -> dict[str, Any]:
+        return await self.engine.chat_prompt(**options)
+
     async def beam_search(
         self,
         prompt: Any,

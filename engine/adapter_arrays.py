@@ -85,7 +85,7 @@ class _Copy(NamedTuple):
         """Equal for those that can be joined."""
         source = self.source
         form = (source.dtype, source.shape, source.strides, self.target.strides)
-        return self.place, self.scale, *form
+        return self.place, self.scale, _owner(source), *form
 
     def distance(self, other: "_Copy") -> tuple[int, int]:
         """In bytes, from the arrays of another to these."""
@@ -209,6 +209,14 @@ def _join(run: list[_Copy]) -> _Copy:
         for array, step in zip((first.source, first.target), run[1].distance(first), strict=True)
     )
     return first._replace(source=source, target=target)
+
+
+def _owner(array: np.ndarray) -> int:
+    """What the memory of an array belongs to: arrays of one owner may be looked at as one."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    return id(owner)
 
 
 def _address(array: np.ndarray) -> int:

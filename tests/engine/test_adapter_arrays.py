@@ -139,6 +139,14 @@ def test_one_copy_is_for_all_layers(deep: AdapterSpec) -> None:
     assert copies(laid(tensors, by_number(tensors))) < len(tensors) / 2
 
 
+def test_arrays_of_several_owners_are_never_looked_at_as_one(deep: AdapterSpec) -> None:
+    tensors = tensors_of(deep)
+    packed = np.zeros(deep.packed.shape, deep.packed.dtype)
+    copies = list(_joined(deep._copies(read(deep, tensors), packed)))
+    assert len(copies) == len(tensors)
+    assert all(copy.source.size <= max(a.size for a in tensors.values()) for copy in copies)
+
+
 def test_nothing_refers_to_the_tensors_afterwards(deep: AdapterSpec) -> None:
     tensors = tensors_of(deep)
     loaded = pack(deep, tensors)

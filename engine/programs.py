@@ -129,12 +129,22 @@ class Programs:
             return self._ready[key]
 
     def close(self) -> None:
-        """Drops what waits and blocks until what is being compiled is done."""
+        """Drops what waits and blocks until what is being compiled is done.
+
+        Garbage collection may close an engine in any thread. One of these cannot wait for itself;
+        then another does, which the end of the process waits for.
+        """
         with self._changed:
             self._closed = True
             self._waiting.clear()
             self._later.clear()
             self._changed.notify_all()
+        if threading.current_thread() in self._threads:
+            threading.Thread(target=self._join, name="quire-close", daemon=False).start()
+        else:
+            self._join()
+
+    def _join(self) -> None:
         for thread in self._threads:
             thread.join()
 

@@ -134,6 +134,28 @@ def test_close_drops_what_waits_and_wakes_who_waits() -> None:
     assert compiler.order == [MIXED]
 
 
+def test_an_engine_may_be_collected_by_a_thread_that_compiles_for_it() -> None:
+    held = Compiler()
+    release = held.hold(LARGE)
+    closed = threading.Event()
+
+    def lower(key: Any) -> Any:
+        if key == MIXED:
+            programs.close()
+            closed.set()
+        return held(key)
+
+    programs = Programs(lower, [LARGE, MIXED, SMALL], first=0, ahead=True, workers=2)
+    programs.go_on()
+    assert closed.wait(10)
+    [closing] = [one for one in threading.enumerate() if one.name == "quire-close"]
+    assert not closing.daemon
+    release()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert SMALL not in held.order
+
+
 def test_lowering_leaves_the_switch_interval_as_the_program_wants_it() -> None:
     """In a process of its own: engines of other tests may be lowering here."""
     code = """

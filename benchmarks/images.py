@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import gpu_profile
 import jax
@@ -31,7 +30,6 @@ import numpy as np
 from PIL import Image
 
 from quire import Engine, SamplingParams
-from quire.engine.buckets import Buckets, Program, Variant
 from quire.engine.media_inputs import MediaInputs
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "vision"
@@ -198,12 +196,7 @@ def make_folder(workload: Workload) -> Path:
 
 def make_engine(workload: Workload) -> Engine:
     """An engine that compiles its greedy programs ahead, and others only when they are needed."""
-    every = Buckets.programs
-
-    def greedy(buckets: Buckets) -> list[Program]:
-        return [program for program in every(buckets) if program.variant == Variant.GREEDY]
-
-    with mock.patch.object(Buckets, "programs", greedy):
+    with llama_8b.only_greedy_ahead():
         return Engine(make_folder(workload), **(OPTIONS | workload.options))
 
 

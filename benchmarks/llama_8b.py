@@ -1,8 +1,10 @@
 """The engine the benchmarks time: Llama-3.1-8B's shape, bfloat16, random weights, no tokenizer."""
 
+import contextlib
 import json
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -66,14 +68,21 @@ def make_engine(**options: Any) -> Engine:
 
 
 def make_greedy_engine(**options: Any) -> Engine:
-    """An engine that compiles its greedy programs ahead, and others only when they are needed."""
+    """The same, with no program compiled ahead but the greedy ones."""
+    with only_greedy_ahead():
+        return make_engine(**options)
+
+
+@contextlib.contextmanager
+def only_greedy_ahead() -> Iterator[None]:
+    """Engines made meanwhile compile their greedy programs ahead, and others only when needed."""
     every = Buckets.programs
 
     def greedy(buckets: Buckets) -> list[Program]:
         return [program for program in every(buckets) if program.variant == Variant.GREEDY]
 
     with mock.patch.object(Buckets, "programs", greedy):
-        return make_engine(**options)
+        yield
 
 
 def report(figures: dict[str, Any], output: Path | None) -> None:

@@ -19,6 +19,7 @@ from ..lora.mapping import EMBED, HEAD, BaseModel, describe
 from ..lora.request import LoRARequest
 from ..models import functional, low_rank
 from ..models.config import TextConfig
+from ..models.features import is_in_tower
 from ..models.layers import Axes
 
 Arrays = dict[str, Array]
@@ -50,7 +51,7 @@ class _Weight:
     axes: Axes
 
     def sizes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of a and b in one slot, as `low_rank.stacked` makes them."""
+        """Shapes of a and b in one slot, as `low_rank.written` takes them."""
         *out, in_size = self.shape
         return (self.number, rank, in_size), (*out, rank)
 
@@ -241,10 +242,10 @@ def adapter_spec(
     """
     dtype = shapes[EMBED].dtype
     checkpoint_map = architecture.checkpoint_map(config)
-    towers: tuple[str, ...] = getattr(architecture, "towers", ())  # which no adapter changes
+    pieces = [p for p in checkpoint_map.pieces if not is_in_tower(architecture, p.param)]
     base = describe(
         name,
-        [piece for piece in checkpoint_map.pieces if piece.param.split(".")[0] not in towers],
+        pieces,
         shapes,
         canonical=checkpoint_map.canonical,
         tied=HEAD not in shapes,

@@ -35,10 +35,6 @@ class FeaturePool:
         self.hits = 0
         """Of those, the ones that were there already."""
 
-    def fits(self, media: Sequence[Medium]) -> bool:
-        """Whether the media of one request could be held together, if nobody held others."""
-        return sum(_pages(one) for one in _by_digest(media).values()) * PAGE <= self.num_rows
-
     def acquire(self, media: Sequence[Medium]) -> list[np.ndarray] | None:
         """Holds media until `release`: the rows of each, int32 [num_tokens].
 
@@ -98,6 +94,11 @@ class FeaturePool:
         entry = _Entry(pages, rows.reshape(-1)[: medium.num_tokens])
         self._new.append((medium, entry.rows))
         return entry
+
+
+def rows_for(media: Sequence[Medium]) -> int:
+    """Rows that the media of one request take together."""
+    return sum(map(_pages, _by_digest(media).values())) * PAGE
 
 
 def _by_digest(media: Sequence[Medium]) -> dict[bytes, Medium]:

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from ..errors import MemoryBudgetError
-from .feature_pool import PAGE, FeaturePool
+from .feature_pool import FeaturePool, rows_for
+from .media import Medium
 from .request import Request, Sequence
 
 
@@ -17,8 +20,7 @@ class HeldFeatures:
 
     def check(self, request: Request) -> None:
         """Raises MemoryBudgetError for media that there is never room for."""
-        if not self._pool.fits(request.media):
-            needed = sum(-(-one.num_tokens // PAGE) * PAGE for one in request.media)
+        if (needed := rows_for(request.media)) > self._pool.num_rows:
             raise MemoryBudgetError(
                 f"the pictures of request {request.id} need room for {needed} features, and this "
                 f"engine has it for {self._pool.num_rows}. Send fewer or smaller ones, or raise "
@@ -52,6 +54,10 @@ class HeldFeatures:
         if sequence.feature_rows:
             sequence.feature_rows = []
             self._pool.release(sequence.request.media)
+
+    def take_new(self) -> list[tuple[Medium, np.ndarray]]:
+        """Media to encode before the step, and where their features go."""
+        return self._pool.take_new()
 
     def check_integrity(self, running: Iterable[Sequence]) -> None:
         """Raises AssertionError where rows are lost, owned twice, or held by nobody."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ..models import attention, functional, registry
 from ..models.config import TextConfig
+from ..models.features import is_in_tower
 from .adapter_arrays import AdapterSpec, adapter_spec
 from .checkpoint import find_model, load_params, read_config, resolve_dtype
 from .options import EngineOptions
@@ -48,8 +49,8 @@ class ModelSpec:
     @property
     def text_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Those of what a step runs: without the towers, which see pictures."""
-        towers = getattr(self.architecture, "towers", ())
-        return {p: shape for p, shape in self.shapes.items() if p.split(".")[0] not in towers}
+        shapes, architecture = self.shapes, self.architecture
+        return {p: shape for p, shape in shapes.items() if not is_in_tower(architecture, p)}
 
     @property
     def weight_bytes(self) -> int:

@@ -67,8 +67,7 @@ class Scheduler:
         self._config = config
         self._pool = pool
         self._adapter_slots = AdapterSlots(0) if slots is None else slots
-        self._features = FeaturePool(0) if features is None else features
-        self._held = HeldFeatures(self._features)
+        self._held = HeldFeatures(FeaturePool(0) if features is None else features)
         self._page_size = pool.page_size
         self._budget = config.max_num_batched_tokens
         self._prefixes = PrefixCache(pool, config.enable_prefix_caching)
@@ -155,7 +154,7 @@ class Scheduler:
         self._continue_running(schedule)
         if self._waiting and self._free_slots and not schedule.preempted:
             self._admit_waiting(schedule)
-        schedule.encodes = self._features.take_new()
+        schedule.encodes = self._held.take_new()
         chunks = schedule.chunks
         if not chunks:
             return None

@@ -181,14 +181,14 @@ def vision_spec(
     return VisionSpec(known, processor, encoder, image_token, limit, most)
 
 
-def feature_rows(spec_width: int, itemsize: int, max_model_len: int, gigabytes: float) -> int:
+def feature_rows(width: int, itemsize: int, max_model_len: int, gigabytes: float) -> int:
     """Rows for features on the device: what `gigabytes` (2^30 bytes) hold, but at least a prompt.
 
     Args:
-        spec_width: numbers of a feature.
+        width: numbers of a feature.
         itemsize: bytes of a number.
     """
-    rows = max(int(gigabytes * 2**30) // (spec_width * itemsize), max_model_len)
+    rows = max(int(gigabytes * 2**30) // (width * itemsize), max_model_len)
     return -(-rows // PAGE) * PAGE
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -25,6 +25,15 @@ def with_bias(source: str, target: str) -> Iterator[Piece]:
     """The pieces of a module that has a weight and a bias."""
     for name in ("weight", "bias"):
         yield Piece(f"{source}.{name}", f"{target}.{name}")
+
+
+def renamed(name: str, beginnings: Iterable[tuple[str, str]]) -> str:
+    """The name with its beginning replaced, by the first of the pairs (a regular expression, what
+    stands in its place) that it begins with."""
+    for published, used in beginnings:
+        if start := re.match(published, name):
+            return used + name[start.end() :]
+    return name
 
 
 @dataclasses.dataclass(frozen=True)

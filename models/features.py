@@ -1,9 +1,14 @@
 """What encoders make of pictures, as rows that stand where the prompt has placeholder tokens."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+def is_in_tower(architecture: type[Any], path: str) -> bool:
+    """Whether the parameter at a dotted path is one that only `encode` uses."""
+    return path.partition(".")[0] in getattr(architecture, "towers", ())
 
 
 class Features(NamedTuple):

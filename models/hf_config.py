@@ -67,6 +67,44 @@ def flag(hf: HfConfig, name: str, default: bool) -> bool:
     return default if value is None else bool(value)
 
 
+def part(hf: HfConfig, name: str, default: HfConfig) -> HfConfig:
+    """The fields of the part `name` of a model, or `default` where it is missing or null.
+
+    Raises:
+        ModelConfigError: it is no object.
+    """
+    fields = hf.get(name)
+    if fields is None:
+        return default
+    if not isinstance(fields, Mapping):
+        raise ModelConfigError(
+            f"The field {name!r} in the model's config.json is {fields!r}; it must be an object "
+            "with the fields of that part of the model. Correct the file."
+        )
+    return fields
+
+
+def tied(*levels: HfConfig) -> bool:
+    """Whether head and embedding are one, which a file may say at any of its levels."""
+    return any(flag(fields, "tie_word_embeddings", False) for fields in levels)
+
+
+def token(hf: HfConfig, kind: str, default: int, vocab_size: int) -> int:
+    """The token that stands for a feature: `{kind}_token_id`, or `{kind}_token_index` of old files.
+
+    Raises:
+        ModelConfigError: it is not in the vocabulary.
+    """
+    name = f"{kind}_token_index" if hf.get(f"{kind}_token_id") is None else f"{kind}_token_id"
+    number = optional_count(hf, name, default, least=0)
+    if number >= vocab_size:
+        raise ModelConfigError(
+            f"The field {name!r} in the model's config.json is {number}; it must be below "
+            f"{vocab_size}, the size of the vocabulary. Correct the file."
+        )
+    return number
+
+
 def model_len(limit: int, asked: int | None) -> int:
     """`asked`, or `limit` where nothing is asked for; both in tokens.
 

@@ -4,7 +4,6 @@ The projector is that of arXiv:2310.03744.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..errors import ModelConfigError, UnsupportedModelError
 from . import clip, hf_config
-from .checkpoint_map import CheckpointMap, Piece
+from .checkpoint_map import CheckpointMap, Piece, renamed
 from .clip import CHANNELS, ClipConfig, ClipTower
 from .layers import ACTIVATIONS, Linear, check_activation
 from .llama import Llama, LlamaConfig
@@ -56,14 +55,14 @@ class LlavaConfig(LlamaConfig):
     @classmethod
     def _fields(cls, hf: hf_config.HfConfig, max_model_len: int | None) -> dict[str, Any]:
         text = _text_config(hf)
-        tied = (hf_config.flag(part, "tie_word_embeddings", False) for part in (hf, text))
-        fields = super()._fields({**text, "tie_word_embeddings": any(tied)}, max_model_len)
+        tied = {"tie_word_embeddings": hf_config.tied(hf, text)}
+        fields = super()._fields({**text, **tied}, max_model_len)
         activation = hf_config.text(hf, "projector_hidden_act", "gelu")
         layer = hf.get("vision_feature_layer")
-        vision = _part(hf, "vision_config", clip.VIT_L_14_336)
+        vision = hf_config.part(hf, "vision_config", clip.VIT_L_14_336)
         return fields | {
             "vision": ClipConfig.from_hf(vision, -2 if layer is None else layer),
-            "image_token": _image_token(hf, fields["vocab_size"]),
+            "image_token": hf_config.token(hf, "image", 32000, fields["vocab_size"]),
             "full": _keeps_class_token(hf),
             "projector_activation": check_activation(activation),
             "projector_bias": hf_config.flag(hf, "multimodal_projector_bias", True),
@@ -71,7 +70,7 @@ class LlavaConfig(LlamaConfig):
 
 
 def _text_config(hf: hf_config.HfConfig) -> dict[str, Any]:
-    text = _part(hf, "text_config", {})
+    text = hf_config.part(hf, "text_config", {})
     kind = hf_config.text(text, "model_type", "llama")
     if kind != "llama":
         raise UnsupportedModelError(
@@ -81,30 +80,6 @@ def _text_config(hf: hf_config.HfConfig) -> dict[str, Any]:
         )
     given = {name: value for name, value in text.items() if value is not None}
     return {**_TEXT_DEFAULTS, **given}
-
-
-def _part(hf: hf_config.HfConfig, name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of a part of the model, or `default` where it is missing or null."""
-    part = hf.get(name)
-    if part is None:
-        return default
-    if not isinstance(part, Mapping):
-        raise ModelConfigError(
-            f"The field {name!r} in the model's config.json is {part!r}; it must be an object with "
-            "the fields of that part of the model. Correct the file."
-        )
-    return part
-
-
-def _image_token(hf: hf_config.HfConfig, vocab_size: int) -> int:
-    name = "image_token_index" if hf.get("image_token_id") is None else "image_token_id"
-    token = hf_config.optional_count(hf, name, 32000, least=0)
-    if token >= vocab_size:
-        raise ModelConfigError(
-            f"The field {name!r} in the model's config.json is {token}; it must be below "
-            f"{vocab_size}, the size of the vocabulary. Correct the file."
-        )
-    return token
 
 
 def _keeps_class_token(hf: hf_config.HfConfig) -> bool:
@@ -251,7 +226,4 @@ _NAMES = (
 
 def canonical(name: str) -> str:
     """The name in `Llava.checkpoint_map` of a tensor under any name it was published under."""
-    for published, used in _NAMES:
-        if start := re.match(published, name):
-            return used + name[start.end() :]
-    return name
+    return renamed(name, _NAMES)

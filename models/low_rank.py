@@ -13,7 +13,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ..lora.adapter import Part
 from ..lora.mapping import EMBED, HEAD
 from ..pallas_kernels.block_reference import own
 from .layers import Axes, matmul, weight
@@ -164,23 +163,6 @@ def _at(model: Any, path: str) -> Any:
     return model
 
 
-def stacked(
-    updates: Iterable[Part], shape: Sequence[int], axes: Axes, rank: int, dtype: DTypeLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """One slot of the weight [out..., in] on the host: a [N, R, in] and b [out..., R]."""
-    *out, in_size = shape
-    parts = parts_of(shape, axes)
-    a = np.zeros((parts.number, rank, in_size), dtype)
-    b = np.zeros((*out, rank), dtype)
-    numbers = parts.over(out)
-    for update in updates:
-        used = len(update.a)
-        for number in np.unique(numbers[update.index]):
-            a[number, :used] = update.a
-        b[update.index][..., :used] = update.b
-    return a, b
-
-
 def written(
     a: Float[Array, "N S R I"],
     b: Float[Array, "..."],
@@ -189,7 +171,11 @@ def written(
     new_b: Float[Array, "..."],
     axes: Axes,
 ) -> tuple[Array, Array]:
-    """The arrays of a `LowRank` with what `stacked` made in `slot`; `axes` are the weight's."""
+    """The arrays of a `LowRank` with those of one adapter, [N, R, in] and [out..., R], in `slot`.
+
+    Args:
+        axes: the weight's.
+    """
     a = a.at[:, slot].set(new_a)
     if out_first(axes):
         parts = parts_of((*new_b.shape[:-1], a.shape[-1]), axes)

@@ -1,7 +1,6 @@
 """Qwen2-Audio (arXiv:2407.10759): sounds through Whisper's tower and a projection, into Qwen 2."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..errors import ModelConfigError, UnsupportedModelError
 from . import hf_config, whisper
-from .checkpoint_map import CheckpointMap, with_bias
+from .checkpoint_map import CheckpointMap, renamed, with_bias
 from .layers import Linear
 from .llama import LlamaConfig, canonical_name
 from .qwen2 import Qwen2, Qwen2Config
@@ -55,13 +54,12 @@ class Qwen2AudioConfig(Qwen2Config):
     def _fields(cls, hf: hf_config.HfConfig, max_model_len: int | None) -> dict[str, Any]:
         text = _part(hf, "text_config", "qwen2", _TEXT_DEFAULTS)
         text["architectures"] = hf.get("architectures")
-        tied = (hf_config.flag(part, "tie_word_embeddings", False) for part in (hf, text))
-        text["tie_word_embeddings"] = any(tied)
+        text["tie_word_embeddings"] = hf_config.tied(hf, text)
         fields = super()._fields(text, max_model_len)
         audio = _part(hf, "audio_config", "qwen2_audio_encoder", {})
         return fields | {
             "audio": WhisperConfig.from_hf(audio, _AUDIO_DEFAULTS, _POOL),
-            "audio_token": _audio_token(hf, fields["vocab_size"]),
+            "audio_token": hf_config.token(hf, "audio", 151646, fields["vocab_size"]),
         }
 
 
@@ -69,29 +67,13 @@ def _part(
     hf: hf_config.HfConfig, name: str, kind: str, defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields of the part `name`, which must be a model of `kind`, over `defaults`."""
-    part = {} if hf.get(name) is None else hf[name]
-    if not isinstance(part, Mapping):
-        raise ModelConfigError(
-            f"The field {name!r} in the model's config.json is {part!r}; it must be an object with "
-            "the fields of that part of the model. Correct the file."
-        )
+    part = hf_config.part(hf, name, {})
     if (given := hf_config.text(part, "model_type", kind)) != kind:
         raise UnsupportedModelError(
             f"The {name} in the model's config.json has the model_type {given!r}; only {kind!r} "
             "is supported in a Qwen2AudioForConditionalGeneration. Use a model made of that."
         )
     return {**defaults, **{field: value for field, value in part.items() if value is not None}}
-
-
-def _audio_token(hf: hf_config.HfConfig, vocab_size: int) -> int:
-    name = "audio_token_index" if hf.get("audio_token_id") is None else "audio_token_id"
-    token = hf_config.optional_count(hf, name, 151646, least=0)
-    if token >= vocab_size:
-        raise ModelConfigError(
-            f"The field {name!r} in the model's config.json is {token}; it must be below "
-            f"{vocab_size}, the size of the vocabulary. Correct the file."
-        )
-    return token
 
 
 class ClipLike(Protocol):
@@ -223,7 +205,4 @@ _NAMES = (
 
 def canonical(name: str) -> str:
     """The name in `Qwen2Audio.checkpoint_map` of a tensor under any name it was published under."""
-    for published, used in _NAMES:
-        if start := re.match(published, name):
-            return used + name[start.end() :]
-    return canonical_name(name)
+    return canonical_name(renamed(name, _NAMES))

@@ -64,9 +64,7 @@ def _text_fields(hf: hf_config.HfConfig) -> dict[str, Any]:
     """The language model's fields: `text_config` in new files, the top level in old ones."""
     given = hf if hf.get("text_config") is None else hf["text_config"]
     text = {**_TEXT_DEFAULTS, **given, "architectures": hf.get("architectures")}
-    text["tie_word_embeddings"] = any(
-        hf_config.flag(fields, "tie_word_embeddings", False) for fields in (hf, given)
-    )
+    text["tie_word_embeddings"] = hf_config.tied(hf, given)
     parameters = rope.rope_parameters(text)
     if parameters["rope_type"] == "mrope":
         parameters["rope_type"] = "default"

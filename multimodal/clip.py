@@ -8,7 +8,8 @@ from PIL import Image
 
 from ..errors import ModelConfigError
 from .errors import MediaError
-from .pixels import HfConfig, Normalization, count, height_width, require, resampling
+from .fields import HfConfig, count
+from .pixels import Normalization, height_width, require, resampling
 
 MAX_ASPECT = 200
 """A thin picture grows by this when its short side is scaled up, so there must be a limit."""

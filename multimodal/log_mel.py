@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
-from ..errors import ModelConfigError, UnsupportedModelError
+from ..errors import UnsupportedModelError
 from .errors import MediaError
+from .fields import HfConfig, count
 
 _HIGHEST = 8000.0
 """Hz, where the last band ends."""
@@ -52,7 +52,7 @@ class LogMel:
     """Samples that a sound is padded or cut to."""
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any], max_length: int | None = None) -> Self:
+    def from_hf(cls, hf: HfConfig, max_length: int | None = None) -> Self:
         """From `preprocessor_config.json`.
 
         Args:
@@ -67,13 +67,13 @@ class LogMel:
         _require(hf, "padding_value", 0.0)
         _require(hf, "dither", 0.0)
         _require(hf, "do_normalize", False)
-        rate = _count(hf, "sampling_rate", cls.sampling_rate)
+        rate = count(hf, "sampling_rate", cls.sampling_rate)
         return cls(
-            bins=_count(hf, "feature_size", cls.bins),
+            bins=count(hf, "feature_size", cls.bins),
             sampling_rate=rate,
-            window=_count(hf, "n_fft", cls.window),
-            hop=_count(hf, "hop_length", cls.hop),
-            max_length=max_length or _count(hf, "chunk_length", 30) * rate,
+            window=count(hf, "n_fft", cls.window),
+            hop=count(hf, "hop_length", cls.hop),
+            max_length=max_length or count(hf, "chunk_length", 30) * rate,
         )
 
     @property
@@ -140,17 +140,7 @@ def _hertz(mels: np.ndarray) -> np.ndarray:
     return np.where(mels < _LINEAR_MELS, mels * _LINEAR_HERTZ / _LINEAR_MELS, above)
 
 
-def _count(hf: Mapping[str, Any], name: str, default: int) -> int:
-    value = default if hf.get(name) is None else hf[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelConfigError(
-            f"The field {name!r} in the model's preprocessor_config.json is {value!r}; it must be "
-            "an integer of at least 1. Correct the file."
-        )
-    return value
-
-
-def _require(hf: Mapping[str, Any], name: str, expected: object) -> None:
+def _require(hf: HfConfig, name: str, expected: object) -> None:
     if (given := hf.get(name)) is not None and given != expected:
         raise UnsupportedModelError(
             f"The model's preprocessor_config.json has {name!r} {given!r}; only {expected!r} is "

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from .errors import MediaError
-from .pixels import HfConfig, Normalization, count
+from .fields import HfConfig, count
+from .pixels import Normalization
 
 SIDE = 336
 TOKENS_ALONG = 12

@@ -1,15 +1,15 @@
-"""What all image processors do: fields of `preprocessor_config.json`, resizing, normalization."""
+"""What all image processors do: sizes, filters and normalization, as their files have them."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
-from ..errors import ModelConfigError, UnsupportedModelError
+from ..errors import UnsupportedModelError
+from .fields import HfConfig, count, malformed
 
-HfConfig = Mapping[str, Any]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -30,7 +30,7 @@ class Normalization:
             return cls(scale, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         std = _channels(hf, "image_std", CLIP_STD)
         if not all(std):
-            raise _malformed("image_std", list(std), "three numbers that are not 0")
+            raise malformed("image_std", list(std), "three numbers that are not 0")
         return cls(scale, _channels(hf, "image_mean", CLIP_MEAN), std)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -41,21 +41,13 @@ class Normalization:
         return pixels
 
 
-def count(hf: HfConfig, name: str, default: int) -> int:
-    """The integer field `name`, at least 1; raises ModelConfigError."""
-    value = default if hf.get(name) is None else hf[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _malformed(name, value, "an integer of at least 1")
-    return value
-
-
 def resampling(hf: HfConfig, default: Image.Resampling) -> Image.Resampling:
     """Pillow's filter that the field `resample` names by number; raises ModelConfigError."""
     value = default if hf.get("resample") is None else hf["resample"]
     try:
         return Image.Resampling(value)
     except ValueError:
-        raise _malformed("resample", value, "the number of a filter of Pillow, 0 to 5") from None
+        raise malformed("resample", value, "the number of a filter of Pillow, 0 to 5") from None
 
 
 def height_width(hf: HfConfig, name: str) -> tuple[int, int]:
@@ -79,19 +71,12 @@ def require(hf: HfConfig, name: str, expected: bool, default: bool) -> None:
 def _number(hf: HfConfig, name: str, default: float) -> float:
     value = default if hf.get(name) is None else hf[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _malformed(name, value, "a number")
+        raise malformed(name, value, "a number")
     return float(value)
 
 
 def _channels(hf: HfConfig, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
     values = default if hf.get(name) is None else hf[name]
     if not isinstance(values, list | tuple) or len(values) != 3:
-        raise _malformed(name, values, "three numbers")
+        raise malformed(name, values, "three numbers")
     return tuple(_number({name: value}, name, 0.0) for value in values)
-
-
-def _malformed(name: str, value: object, allowed: str) -> ModelConfigError:
-    return ModelConfigError(
-        f"The field {name!r} in the model's preprocessor_config.json is {value!r}; it must be "
-        f"{allowed}. Correct the file."
-    )

@@ -9,8 +9,8 @@ from PIL import Image
 from ..errors import ModelConfigError
 from .clip import ClipImages
 from .errors import MediaError
+from .fields import HfConfig
 from .phi3_v import Phi3VImages
-from .pixels import HfConfig
 from .qwen2_vl import Qwen2VLImages
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from ..errors import ModelConfigError
 from .errors import MediaError
-from .pixels import HfConfig, Normalization, count, require, resampling
+from .fields import HfConfig, count
+from .pixels import Normalization, require, resampling
 
 MAX_ASPECT = 200
 

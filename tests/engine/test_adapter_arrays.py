@@ -16,8 +16,9 @@ from quire.lora.adapter import Adapter
 from quire.lora.config import read_config
 from quire.lora.reader import read_adapter
 from quire.lora.request import LoRARequest
-from quire.models import functional, low_rank
+from quire.models import functional
 from tests.lora.conftest import FIXTURES, load_adapter, load_model
+from tests.stacked import stacked
 
 NAMES = [path.name for path in sorted((FIXTURES / "lora").iterdir())]
 LAYERS = 12
@@ -63,12 +64,12 @@ def pack(spec: AdapterSpec, tensors: Tensors, **fields: Any) -> LoadedAdapter:
     return spec.pack(REQUEST, read(spec, tensors, **fields))
 
 
-def stacked(spec: AdapterSpec, adapter: Adapter) -> np.ndarray:
+def packed_plainly(spec: AdapterSpec, adapter: Adapter) -> np.ndarray:
     """What packing gives, one weight after the other."""
     arrays = [
         array.reshape(-1)
         for name, weight in spec.weights.items()
-        for array in low_rank.stacked(
+        for array in stacked(
             adapter.parts.get(name, ()), weight.shape, weight.axes, RANK, spec.packed.dtype
         )
     ]
@@ -99,14 +100,14 @@ def test_all_is_in_its_place(name: str, dtype: Any) -> None:
     packed = spec.pack(REQUEST, adapter).packed
     assert packed.dtype == dtype
     assert packed.any()
-    assert np.array_equal(packed, stacked(spec, adapter))
+    assert np.array_equal(packed, packed_plainly(spec, adapter))
 
 
 @pytest.mark.parametrize("alpha", [4, 6])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 def test_every_type_is_rounded_once_from_float32(dtype: Any, alpha: int, deep: AdapterSpec) -> None:
     adapter = read(deep, tensors_of(deep, dtype), lora_alpha=alpha)
-    assert np.array_equal(deep.pack(REQUEST, adapter).packed, stacked(deep, adapter))
+    assert np.array_equal(deep.pack(REQUEST, adapter).packed, packed_plainly(deep, adapter))
 
 
 def by_number(names: Iterable[str]) -> list[str]:

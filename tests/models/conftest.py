@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,47 @@ class PagedModel:
             decode=size is None,
         )
         return batch, padded(np.concatenate(chunks), 0)
+
+
+class PagedFeatures(PagedModel):
+    """Prompts with pictures or sounds, whose features are all in one array."""
+
+    def __init__(
+        self,
+        reference: ReferenceModel,
+        prompts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        chunk: int,
+    ) -> None:
+        """Of each prompt its tokens, its features, and the row of each token.
+
+        Args:
+            chunk: tokens of a row in one step.
+        """
+        super().__init__(reference)
+        self.chunk = chunk
+        self.tokens, rows, index = zip(*prompts, strict=True)
+        self.rows = np.concatenate(rows)
+        self.index: list[np.ndarray] = []
+        for start, own, places in zip(np.cumsum([0, *map(len, rows)]), rows, index, strict=False):
+            self.index.append(np.where(places < len(own), places + start, len(self.rows)))
+
+    def fill(self) -> list[np.ndarray]:
+        """Logits of the prompts, one a row, in chunks side by side."""
+        logits: list[list[np.ndarray]] = [[] for _ in self.tokens]
+        for start in range(0, max(map(len, self.tokens)), self.chunk):
+            part = slice(start, start + self.chunk)
+            index = np.concatenate([places[part] for places in self.index])
+            size = self.chunk * ROWS
+            index = np.pad(index, (0, size - len(index)), constant_values=len(self.rows))
+            chunks = [tokens[part] for tokens in self.tokens]
+            empty = [np.zeros(0, int)] * (ROWS - len(chunks))
+            batch, tokens = self._batch([*chunks, *empty], size)
+            args = batch, self.cache, tokens, features_of(self.rows, index)
+            out, self.cache = forward(self.reference.graphdef, self.reference.params, *args)
+            ends = np.cumsum([len(chunk) for chunk in chunks])
+            for kept, new in zip(logits, np.split(out[: ends[-1]], ends[:-1]), strict=True):
+                kept.append(np.asarray(new))
+        return [np.concatenate(parts) for parts in logits]
 
 
 @pytest.fixture

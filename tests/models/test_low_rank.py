@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.lora.conftest import FIXTURES, load_adapter, load_model
+from tests.stacked import stacked
 
 from quire.lora.adapter import merged
 from quire.lora.config import read_config
@@ -31,7 +32,7 @@ def stacks(axes: dict[str, Any], shapes: dict[str, Any], adapter: Any, slot: int
         if f"{path}.a" not in arrays:
             continue
         whole = name if name in shapes else EMBED
-        new = low_rank.stacked(
+        new = stacked(
             adapter.parts.get(name, ()), shapes[whole].shape, axes[whole], RANK, jnp.float32
         )
         a, b = arrays[f"{path}.a"], arrays[f"{path}.b"]

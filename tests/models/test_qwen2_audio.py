@@ -15,8 +15,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 from tests.models.conftest import (
-    ROWS,
-    PagedModel,
+    PagedFeatures,
     ReferenceModel,
     encode,
     features_of,
@@ -75,33 +74,9 @@ def heard(prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tokens, rows, np.where(here, np.cumsum(here) - 1, len(rows))
 
 
-class PagedSounds(PagedModel):
-    """Prompts with sounds over a pool full of NaN; all prompts' features are one array."""
-
-    def __init__(self, prompts: tuple[str, ...]) -> None:
-        super().__init__(load())
-        self.tokens, rows, index = zip(*map(heard, prompts), strict=True)
-        self.rows = np.concatenate(rows)
-        self.index: list[np.ndarray] = []
-        for start, own, places in zip(np.cumsum([0, *map(len, rows)]), rows, index, strict=False):
-            self.index.append(np.where(places < len(own), places + start, len(self.rows)))
-
-    def fill(self) -> list[np.ndarray]:
-        """Logits of the prompts, one a row, in chunks side by side."""
-        logits: list[list[np.ndarray]] = [[] for _ in self.tokens]
-        for start in range(0, max(map(len, self.tokens)), CHUNK):
-            part = slice(start, start + CHUNK)
-            index = np.concatenate([places[part] for places in self.index])
-            size = CHUNK * ROWS
-            index = np.pad(index, (0, size - len(index)), constant_values=len(self.rows))
-            chunks = [tokens[part] for tokens in self.tokens]
-            batch, tokens = self._batch(chunks, size)
-            args = batch, self.cache, tokens, features_of(self.rows, index)
-            out, self.cache = forward(self.reference.graphdef, self.reference.params, *args)
-            ends = np.cumsum([len(chunk) for chunk in chunks])
-            for kept, new in zip(logits, np.split(out[: ends[-1]], ends[:-1]), strict=True):
-                kept.append(np.asarray(new))
-        return [np.concatenate(parts) for parts in logits]
+def over_pages(prompts: tuple[str, ...]) -> PagedFeatures:
+    """Prompts over a pool full of NaN."""
+    return PagedFeatures(load(), map(heard, prompts), CHUNK)
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -178,7 +153,7 @@ def test_whole_prompts(prompt: str) -> None:
 
 def test_paged_cache_in_chunks_that_split_clips() -> None:
     """All prompts side by side, then decode to the reference tokens."""
-    paged = PagedSounds(PROMPTS)
+    paged = over_pages(PROMPTS)
     logits = paged.fill()
     for prompt, own in zip(PROMPTS, logits, strict=True):
         assert np.abs(own - EXPECTED[f"{prompt}/logits"]).max() < TOLERANCE

@@ -254,8 +254,8 @@ def rates(workload: Workload, seconds: list[float]) -> dict[str, Any]:
 
 def measure(engine: Engine, workload: Workload, runs: int, *, profile: bool) -> dict[str, Any]:
     """The figures of one model."""
-    vision = inputs(engine).vision
-    prompts = workload.prompts(vision.image_token)
+    images = inputs(engine).spec.kinds["image"]
+    prompts = workload.prompts(images.token)
     once = functools.partial(run, engine, prompts, workload.output_tokens)
     seconds, compiled = timed(engine, functools.partial(once, keep=False), runs)
     features = engine._running.features
@@ -265,7 +265,7 @@ def measure(engine: Engine, workload: Workload, runs: int, *, profile: bool) -> 
     figures = {
         "requests": workload.requests,
         "picture": workload.picture,
-        "picture_tokens": vision.processor.num_tokens(*workload.picture),
+        "picture_tokens": images.processor.num_tokens(*workload.picture),
         "text_tokens": workload.text_tokens,
         "output_tokens": workload.output_tokens,
         **rates(workload, seconds),

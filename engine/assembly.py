@@ -18,6 +18,7 @@ from .device_state import RunnerConfig
 from .feature_pool import FeaturePool
 from .grammar import Grammars
 from .logprobs import LogprobReader
+from .media_spec import feature_rows
 from .memory import plan_pages, reserve_gpu_memory
 from .model import ModelSpec, find_spec, load_weights
 from .options import EngineOptions
@@ -29,7 +30,6 @@ from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerConfig
 from .stats import EngineStats
 from .tokenizer import Tokenizer
-from .vision import feature_rows
 
 if TYPE_CHECKING:
     from .media_inputs import MediaInputs
@@ -141,11 +141,11 @@ def assemble(options: EngineOptions) -> Assembly:
 
 
 def _media_inputs(spec: ModelSpec, options: EngineOptions) -> "MediaInputs | None":
-    if spec.vision is None:
+    if spec.media is None:
         return None
-    from .media_inputs import MediaInputs  # with Pillow, which models of text do without
+    from .media_inputs import MediaInputs  # with what fetches, which models of text do without
 
-    return MediaInputs(spec.vision, options)
+    return MediaInputs(spec.media, options)
 
 
 def _use_compilation_cache(folder: str | None) -> Path | None:
@@ -189,12 +189,12 @@ def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
         compile_ahead=not options.enforce_eager,
         adapters=(options.max_loras, options.max_lora_rank) if options.enable_lora else None,
     )
-    if spec.vision is not None:
+    if spec.media is not None:
         config = dataclasses.replace(
             config,
             feature_rows=_feature_rows(spec, options, on_cpu),
-            encoder_sizes=spec.vision.sizes(spec.config.max_model_len, config.buckets.growth),
-            media=spec.vision.columns,
+            encodings=spec.media.encodings(spec.config.max_model_len, config.buckets.growth),
+            media=spec.media.columns,
         )
     return dataclasses.replace(config, num_pages=plan_pages(spec, config, options))
 

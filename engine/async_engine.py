@@ -16,7 +16,7 @@ from ..errors import EngineClosedError, OptionError, PromptError
 from ..lora.request import LoRARequest
 from . import adapters, beam_search
 from .adapter_arrays import LoadedAdapter
-from .chat_media import has_pictures
+from .chat_media import has_media_parts
 from .engine import Engine
 from .options import EngineOptions
 from .outputs import BeamSearchOutput, RequestOutput
@@ -98,7 +98,7 @@ class AsyncEngine:
         def parse() -> list[Prompt]:
             return self._engine._chat_prompts(messages, **template)
 
-        sees = has_pictures(messages)
+        sees = has_media_parts(messages)
         return self._outputs(parse, sampling_params, request_id, priority, lora_request, sees=sees)
 
     async def chat_prompt(self, messages: Sequence[Any], **template: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class AsyncEngine:
         `template` as the keywords of `Engine.chat`; raises as it does.
         """
         render = functools.partial(self._engine._chat_prompts, messages, **template)
-        waits = has_pictures(messages)
+        waits = has_media_parts(messages)
         [prompt] = await (self._in_thread(render) if waits else asyncio.to_thread(render))
         made: dict[str, Any] = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
         return made | {"multi_modal_data": prompt.media} if prompt.media else made
@@ -193,9 +193,9 @@ class AsyncEngine:
 
     @property
     def modalities(self) -> frozenset[str]:
-        """What prompts may hold: `text`, and `image` where the model sees."""
-        sees = self._engine._running.media is not None
-        return frozenset(("text", "image") if sees else ("text",))
+        """What prompts may hold: `text`, and the kinds of media that the model takes."""
+        media = self._engine._running.spec.media
+        return frozenset(("text", *(() if media is None else media.kinds)))
 
     @property
     def max_model_len(self) -> int:
@@ -238,7 +238,7 @@ class AsyncEngine:
         return await asyncio.get_running_loop().run_in_executor(self._reading, function)
 
     async def _read(self, parse: Callable[[], list[Prompt]]) -> list[Prompt]:
-        """Prompts with all their pictures prepared. Raises as `generate` does."""
+        """Prompts with all their media prepared. Raises as `generate` does."""
         prompts = await self._in_thread(parse)
         for prompt in prompts:
             for medium in prompt.media:

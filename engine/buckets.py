@@ -91,8 +91,10 @@ class Auxiliary(enum.Enum):
 class Encoding:
     """The program that makes features of media, in one of its sizes."""
 
+    kind: str
+    """Of its media, as in `multimodal.kinds.KINDS`."""
     units: int
-    """What it takes, as the model's encoder counts: pictures, crops or patches."""
+    """What it takes, as the model's encoder counts: pictures, crops, patches or clips."""
 
 
 AUXILIARY_PATCHES = 1024

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ChatTemplateError, OptionError, PromptError
-from .chat_media import IMAGE_PART, as_template_content
+from ..multimodal.kinds import KINDS
+from .chat_media import is_media_part, show_media
 
 if TYPE_CHECKING:
-    from ..multimodal.processors import ImageFormat
+    from ..multimodal.processors import MediaFormat
     from .tokenizer import Tokenizer
 
 _JINJA_MARKS = ("{{", "{%", "{#", "\n")
 """What template text has and the path of a file has not."""
 _OWN_VARIABLES = ("add_generation_prompt", "chat_template", "conversation", "messages", "tokenize")
 """Names a template gets from elsewhere than `chat_template_kwargs`."""
-_MEDIA = ("image", "audio", "video")
 _NO_TEMPLATE = (
     "This tokenizer has no chat template: usually only instruction-tuned models have one, and base "
     "models do badly at chat. Pass chat_template= with the text or the file of the template the "
@@ -68,13 +68,13 @@ def render_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-    shown: "ImageFormat | None" = None,
+    shown: "Mapping[str, MediaFormat] | None" = None,
 ) -> str:
     """The prompt of one conversation. It has its special tokens: encode it without adding more.
 
     Args:
         messages: dicts with `role` and `content`, a string or a list of parts, of text and, where
-            `shown` says how prompts show pictures, `chat_media.IMAGE_PART`.
+            `shown` says how prompts show media, what `chat_media.take_media` leaves of those.
         chat_template: text or path; None takes the tokenizer's own.
         tools: JSON schemas, or annotated functions, for a template that offers tools.
         add_generation_prompt: ends the prompt with the header of an assistant's turn.
@@ -92,7 +92,7 @@ def render_chat(
     template = _choose_template(tokenizer, load_chat_template(chat_template), tools)
     conversation = [_normalized(message, index, shown) for index, message in enumerate(messages)]
     if shown is not None:
-        _show_pictures(conversation, template, shown)
+        show_media(conversation, template, shown)
     try:
         return tokenizer.hf.apply_chat_template(
             conversation,
@@ -147,19 +147,11 @@ def _no_conversation(given: object) -> PromptError:
     )
 
 
-def _show_pictures(conversation: list[dict[str, Any]], template: str, shown: "ImageFormat") -> None:
-    number = 1
-    for message in conversation:
-        if (parts := message["content"]) is not None:
-            message["content"] = as_template_content(parts, template, shown, number)
-            number += parts.count(IMAGE_PART)
-
-
 def _normalized(
-    message: Mapping[str, Any], index: int, shown: "ImageFormat | None"
+    message: Mapping[str, Any], index: int, shown: "Mapping[str, MediaFormat] | None"
 ) -> dict[str, Any]:
     """A message with the arguments of its tool calls as dicts, and its content as one string or,
-    where pictures are shown, as a list of parts.
+    where media are shown, as a list of parts.
     """
     role = message.get("role")
     if not isinstance(role, str) or not role:
@@ -172,8 +164,7 @@ def _normalized(
     if content is None and not calls:
         raise PromptError(f"Message {index} ({role}) has no content: pass a string.")
     if content is not None:
-        flattened = _flattened if shown is None else _parts
-        content = flattened(content, index)
+        content = _flattened(content, index) if shown is None else _parts(content, index, shown)
     normal = {**message, "content": content}
     if calls:
         normal["tool_calls"] = [_with_parsed_arguments(call, index) for call in calls]
@@ -192,12 +183,14 @@ def _flattened(content: object, index: int) -> str:
     return "\n".join(_text_of(part, index) for part in content)
 
 
-def _parts(content: object, index: int) -> list[dict[str, Any]]:
-    """The parts of a message, of text and pictures."""
+def _parts(content: object, index: int, shown: "Mapping[str, MediaFormat]") -> list[dict[str, Any]]:
+    """The parts of a message, of text and media that are shown."""
     if isinstance(content, str) or not isinstance(content, Sequence):
         return [{"type": "text", "text": _flattened(content, index)}]
     return [
-        part if part == IMAGE_PART else {"type": "text", "text": _text_of(part, index)}
+        part
+        if is_media_part(part) and part["type"] in shown
+        else {"type": "text", "text": _text_of(part, index)}
         for part in content
     ]
 
@@ -206,7 +199,7 @@ def _text_of(part: object, index: int) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if any(medium in str(kind) for medium in _MEDIA):
+    if any(medium in str(kind) for medium in KINDS):
         raise PromptError(
             f"Message {index} has a part of type {kind!r}, which this model does not take. Leave "
             "the part out."

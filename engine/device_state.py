@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .batch import Layout
-from .buckets import Buckets, Program
+from .buckets import Buckets, Encoding, Program
 
 if TYPE_CHECKING:
     from .model import ModelSpec
@@ -62,8 +62,8 @@ class RunnerConfig:
     """Slots for adapters and their rank; None without."""
     feature_rows: int = 0
     """Rows for features of media; 0 for models of text alone."""
-    encoder_sizes: tuple[int, ...] = ()
-    """Of the programs that make features, ascending."""
+    encodings: tuple[Encoding, ...] = ()
+    """The programs that make features, those of a kind ascending."""
     media: int = 0
     """Columns that say of each token of a mixed step how it is seen, as in `Layout`."""
 

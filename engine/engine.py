@@ -15,7 +15,7 @@ from ..lora.request import LoRARequest
 from . import adapters, beam_search, requests
 from .assembly import Assembly, assemble
 from .chat import as_conversations, render_chat
-from .chat_media import take_pictures
+from .chat_media import take_media
 from .fair_lock import FairLock
 from .interrupts import deferred_interrupts
 from .options import make_options
@@ -293,9 +293,9 @@ class Engine:
         media = self._running.media
         if media is None:
             return render_chat(tokenizer, messages, **template)
-        messages, pictures = take_pictures(messages)
-        text = render_chat(tokenizer, messages, shown=media.vision.format, **template)
-        data = {"image": media.fetch(pictures)} if pictures else None
+        messages, sources = take_media(messages)
+        text = render_chat(tokenizer, messages, shown=media.spec.formats, **template)
+        data = media.fetch(sources) if sources else None
         return {"prompt": text, "multi_modal_data": data, "mm_processor_kwargs": settings}
 
     def _make(

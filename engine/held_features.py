@@ -22,7 +22,7 @@ class HeldFeatures:
         """Raises MemoryBudgetError for media that there is never room for."""
         if (needed := rows_for(request.media)) > self._pool.num_rows:
             raise MemoryBudgetError(
-                f"the pictures of request {request.id} need room for {needed} features, and this "
+                f"the media of request {request.id} need room for {needed} features, and this "
                 f"engine has it for {self._pool.num_rows}. Send fewer or smaller ones, or raise "
                 "mm_encoder_cache_gb."
             )

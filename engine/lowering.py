@@ -66,8 +66,8 @@ class Lowering:
         self._tables = jax.eval_shape(lambda: new_tables(spec, config))
         self._features = jax.eval_shape(lambda: new_features(spec, config))
         # the config is what a graph definition is made from
-        encoder = None if spec.vision is None else spec.vision.encoder
-        model = spec.architecture, spec.config, spec.shapes, encoder
+        encoders = None if spec.media is None else spec.media.encoders
+        model = spec.architecture, spec.config, spec.shapes, encoders
         identity = (*model, self._state, self._tables, config)
         self._cache = ProgramCache(cache, identity)
 
@@ -94,8 +94,8 @@ class Lowering:
         return jitted, donated, args
 
     def _encoding(self, key: Encoding) -> _Part:
-        assert self._spec.vision is not None, "only planned for models that see"
-        encoder = self._spec.vision.encoder
+        assert self._spec.media is not None, "only planned for models that take media"
+        encoder = self._spec.media.encoders[key.kind]
         rows = jax.ShapeDtypeStruct((encoder.num_rows(key.units),), jnp.int32)
         jitted, donated = jax.jit(self._encode, donate_argnums=1), (1,)
         return (

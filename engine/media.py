@@ -1,4 +1,4 @@
-"""Pictures in prompts, as the scheduler and the runner see them. Plain Python and numpy."""
+"""Media in prompts, as the scheduler and the runner see them. Plain Python and numpy."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ Grid = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A picture, ready for the model's encoder."""
+    """A medium, ready for the model's encoder."""
 
     digest: bytes
     """32 bytes, equal for equal features."""
@@ -27,8 +27,10 @@ def done(prepared: Prepared) -> "Future[Prepared]":
 
 
 class Opened(NamedTuple):
-    """A picture of which it is known how many features it has."""
+    """A medium of which it is known how many features it has."""
 
+    kind: str
+    """As in `multimodal.kinds.KINDS`."""
     num_tokens: int
     grid: Grid | None
     preparing: "Future[Prepared]"
@@ -36,10 +38,12 @@ class Opened(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Medium:
-    """A picture at its place in a prompt, whose placeholder tokens its features stand for."""
+    """A medium at its place in a prompt, whose placeholder tokens its features stand for."""
 
     start: int
     """Index of its first placeholder token."""
+    kind: str
+    """As in `multimodal.kinds.KINDS`."""
     num_tokens: int
     """Placeholder tokens, one a feature."""
     grid: Grid | None

@@ -1,4 +1,4 @@
-"""What users give as pictures, made into media of a prompt: decoded now, prepared in threads."""
+"""What users give as media, made into media of a prompt: decoded now, prepared in threads."""
 
 import hashlib
 import math
@@ -6,93 +6,126 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeGuard
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-from PIL import Image
 
 from ..errors import OptionError, PromptError
 from ..multimodal.errors import MediaError
 from ..multimodal.image import ImageFeatureData, ImagePixelData
-from ..multimodal.images import MAX_PIXELS, digest, to_rgb
+from ..multimodal.kinds import NOUNS
 from ..multimodal.media import fetch
 from ..multimodal.policy import MediaPolicy
-from ..multimodal.processors import ImageProcessor
 from .media import Medium, Opened, Prepared, done
+from .media_spec import KindSpec, MediaSpec
 from .options import EngineOptions
-from .vision import VisionSpec
 
-Picture = Image.Image | ImagePixelData | ImageFeatureData
-MOST_PIXELS = 4 * MAX_PIXELS
-"""Of all pictures of a prompt, decoded: three bytes each are in memory until they are prepared."""
+if TYPE_CHECKING:
+    from ..multimodal.processors import Processor
+
+MOST_BYTES = 768 << 20
+"""Of all media of a prompt, decoded, which are in memory until they are prepared."""
 _MOST_THREADS = 16
 _MOST_FETCHED = 32
 _KEPT_BYTES = 2**29
-"""Of prepared pictures in host memory, so that one sent again and again is prepared once."""
-_TIMEOUTS = ("QUIRE_IMAGE_FETCH_TIMEOUT", "VLLM_IMAGE_FETCH_TIMEOUT")
-"""Environment variables, seconds; the first that is set counts."""
+"""Of prepared media in host memory, so that one sent again and again is prepared once."""
+_TIMEOUTS = {"image": 5.0, "video": 30.0, "audio": 10.0}
+"""Seconds in which one must be fetched, unless QUIRE_IMAGE_FETCH_TIMEOUT or its like says."""
 
 
 class MediaInputs:
-    """Opens pictures for one model. Any thread may call it."""
+    """Opens media for one model. Any thread may call it."""
 
-    def __init__(self, vision: VisionSpec, options: EngineOptions) -> None:
-        self.vision = vision
-        self._policy = MediaPolicy(
-            allowed_local_media_path=options.allowed_local_media_path,
-            allowed_media_domains=tuple(options.allowed_media_domains or ()),
-            allow_private_addresses=options.allow_private_media_addresses,
-            timeout_s=_timeout(),
-        )
+    def __init__(self, spec: MediaSpec, options: EngineOptions) -> None:
+        self.spec = spec
+        self._policies = {
+            kind: MediaPolicy(
+                allowed_local_media_path=options.allowed_local_media_path,
+                allowed_media_domains=tuple(options.allowed_media_domains or ()),
+                allow_private_addresses=options.allow_private_media_addresses,
+                timeout_s=_timeout(kind),
+            )
+            for kind in spec.kinds
+        }
         self.takes_features = options.image_input_type == "image_features"
         workers = min(_MOST_THREADS, os.cpu_count() or 1)
         self.threads = ThreadPoolExecutor(workers, "quire-media")
-        """For whatever is done to pictures."""
+        """For whatever is done to media."""
         self._kept = _Kept(_KEPT_BYTES)
         self._fetching = ThreadPoolExecutor(_MOST_FETCHED, "quire-fetch")
 
     def open(self, data: Any, settings: Mapping[str, Any] | None) -> list[Opened]:
-        """The pictures of one prompt, from its `multi_modal_data` and `mm_processor_kwargs`.
+        """The media of one prompt, from its `multi_modal_data` and `mm_processor_kwargs`.
 
         Raises PromptError or MediaError.
         """
         if _were_read(data):
-            return [Opened(one.num_tokens, one.grid, one.preparing) for one in data]
-        given = _pictures(data)
-        self._check_number(given)
-        processor = self.vision.processor
-        if settings:
-            processor = self.vision.format.with_settings(processor, settings)
+            return [Opened(one.kind, one.num_tokens, one.grid, one.preparing) for one in data]
+        given = self._items(data)
+        for kind, items in given.items():
+            self._check_number(kind, len(items))
+        processors = self.spec.processors(settings or {})
         opened: list[Opened] = []
-        pixels = 0
-        for picture in map(self._decoded, given):
-            if isinstance(picture, Image.Image):
-                pixels += picture.width * picture.height
-            if pixels > MOST_PIXELS:
-                raise MediaError(
-                    f"The pictures of a prompt have more than {MOST_PIXELS} pixels together. Send "
-                    "fewer or smaller ones."
-                )
-            opened.append(self._open(picture, processor))
+        left = MOST_BYTES
+        for kind, items in given.items():
+            for item in items:
+                medium = self._decoded(kind, item, processors[kind])
+                left -= self._size_in_bytes(kind, medium)
+                if left < 0:
+                    raise MediaError(
+                        f"The media of a prompt take more than {MOST_BYTES >> 20} MiB once they "
+                        "are decoded. Send fewer or smaller ones."
+                    )
+                opened.append(self._open(kind, medium, processors[kind]))
         return opened
 
-    def fetch(self, sources: Sequence[Any]) -> list[Any]:
-        """Pictures that are given as URLs, side by side; what is none stays as it is.
+    def fetch(self, sources: Sequence[tuple[str, Any]]) -> dict[str, list[Any]]:
+        """Media by kind, from pairs of those; what is given as a URL is fetched, side by side.
 
         Blocks. Raises MediaError, or PromptError where there are too many.
         """
-        self._check_number(sources)
-        return list(self._fetching.map(self._fetched, sources))
+        found: dict[str, list[Any]] = {kind: [] for kind, _ in sources}
+        for kind in found:
+            self._check_number(kind, sum(kind == other for other, _ in sources))
+        media = self._fetching.map(lambda pair: self._fetched(*pair), sources)
+        for (kind, _), medium in zip(sources, media, strict=True):
+            found[kind].append(medium)
+        return found
 
-    def _check_number(self, pictures: Sequence[Any]) -> None:
-        if len(pictures) > self.vision.limit:
+    def _items(self, data: Any) -> dict[str, list[Any]]:
+        """What is in `multi_modal_data`, by kind, in every form users write it."""
+        if isinstance(data, ImagePixelData | ImageFeatureData):
+            data = {"image": [data]}
+        if not isinstance(data, Mapping):
             raise PromptError(
-                f"the prompt has {len(pictures)} pictures, and limit_mm_per_prompt allows "
-                f"{self.vision.limit}. Send fewer, or make the engine with a higher one."
+                f"multi_modal_data is a {type(data).__name__}; give a dict such as "
+                '{"image": picture}, or {"image": [picture, picture]}.'
+            )
+        return {
+            kind: [] if given is None else self._kind(kind).kind.items(given)
+            for kind, given in data.items()
+        }
+
+    def _kind(self, name: str) -> KindSpec:
+        if (kind := self.spec.kinds.get(name)) is None:
+            taken = " and ".join(NOUNS[kind] for kind in self.spec.kinds)
+            example = ", ".join(f'"{kind}": ...' for kind in self.spec.kinds)
+            raise PromptError(
+                f"the prompt has media of the kind {name!r}, and this model takes {taken} alone: "
+                f"{{{example}}}."
+            )
+        return kind
+
+    def _check_number(self, kind: str, number: int) -> None:
+        if number > (limit := self._kind(kind).limit):
+            raise PromptError(
+                f"the prompt has {number} {NOUNS[kind]}, and limit_mm_per_prompt allows {limit}. "
+                "Send fewer, or make the engine with a higher one."
             )
 
-    def _fetched(self, source: Any) -> Any:
-        return fetch(source, self._policy) if isinstance(source, str) else source
+    def _fetched(self, kind: str, source: Any) -> Any:
+        return fetch(source, self._policies[kind]) if isinstance(source, str) else source
 
     def forget(self) -> None:
         """Keeps nothing of what was prepared so far."""
@@ -103,48 +136,63 @@ class MediaInputs:
         for threads in (self.threads, self._fetching):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _decoded(self, given: Any) -> Picture:
-        """An RGB picture, or what is given as an array that no processor sees."""
-        if isinstance(given, ImageFeatureData) != self.takes_features:
-            taken = "ImageFeatureData" if self.takes_features else "pictures"
-            kind = "image_features" if self.takes_features else "pixel_values"
-            raise PromptError(
-                f"a picture is given as {type(given).__name__}, but an engine with "
-                f"image_input_type={kind!r} takes {taken} alone."
-            )
-        if isinstance(given, ImagePixelData) and isinstance(given.image, Image.Image):
-            given = given.image
-        return given if isinstance(given, ImagePixelData | ImageFeatureData) else to_rgb(given)
+    def _decoded(self, kind: str, given: Any, processor: "Processor") -> Any:
+        """A decoded medium, or what is given as an array that no processor sees."""
+        if kind == "image":
+            if isinstance(given, ImageFeatureData) != self.takes_features:
+                taken = "ImageFeatureData" if self.takes_features else "pictures"
+                how = "image_features" if self.takes_features else "pixel_values"
+                raise PromptError(
+                    f"a picture is given as {type(given).__name__}, but an engine with "
+                    f"image_input_type={how!r} takes {taken} alone."
+                )
+            if isinstance(given, ImagePixelData) and hasattr(given.image, "mode"):
+                given = given.image  # of Pillow
+            if isinstance(given, ImagePixelData | ImageFeatureData):
+                return given
+        if isinstance(given, str | os.PathLike):
+            given = _read(Path(given))
+        return self.spec.kinds[kind].kind.decode(given, processor)
 
-    def _open(self, picture: Picture, processor: ImageProcessor) -> Opened:
-        if isinstance(picture, ImageFeatureData):
-            return self._open_array(picture.image_features, "image features")
-        if isinstance(picture, ImagePixelData):
-            return self._open_array(picture.image, "pixels")
-        grid = self.vision.grid(processor, picture)
-        num_tokens = processor.num_tokens(*picture.size)
-        if num_tokens > self.vision.max_tokens:  # before it is made so large
-            raise PromptError(
-                f"a picture of {picture.width}x{picture.height} pixels has {num_tokens} features, "
-                f"and this engine takes {self.vision.max_tokens} at most. Send a smaller one, or "
-                "make the engine with a higher max_model_len or other mm_processor_kwargs."
-            )
-        return Opened(num_tokens, grid, self.threads.submit(self._prepare, picture, processor))
+    def _size_in_bytes(self, kind: str, medium: Any) -> int:
+        if isinstance(medium, ImagePixelData | ImageFeatureData):
+            return 0  # the user's own array
+        known = self.spec.kinds[kind].kind
+        return math.prod(known.size(medium)) * known.item_bytes
 
-    def _prepare(self, image: Image.Image, processor: ImageProcessor) -> Prepared:
+    def _open(self, kind: str, medium: Any, processor: "Processor") -> Opened:
+        if isinstance(medium, ImageFeatureData):
+            return self._open_array(medium.image_features, "image features")
+        if isinstance(medium, ImagePixelData):
+            return self._open_array(medium.image, "pixels")
+        spec = self.spec.kinds[kind]
+        size = spec.kind.size(medium)
+        grid = self.spec.grid(processor, size)
+        num_tokens = processor.num_tokens(*size)
+        if num_tokens > spec.max_tokens:  # before it is made so large
+            raise PromptError(
+                f"a {kind} of size {'x'.join(map(str, size))} has {num_tokens} features, "
+                f"and this engine takes {spec.max_tokens} at most. Send a smaller one, or make "
+                "the engine with a higher max_model_len or other mm_processor_kwargs."
+            )
+        preparing = self.threads.submit(self._prepare, spec, medium, processor)
+        return Opened(kind, num_tokens, grid, preparing)
+
+    def _prepare(self, spec: KindSpec, medium: Any, processor: "Processor") -> Prepared:
         hashed = hashlib.sha256(repr(processor).encode())
-        hashed.update(digest(image))
+        hashed.update(spec.kind.digest(medium))
         name = hashed.digest()
         inputs = self._kept.get(name)
         if inputs is None:
-            inputs = processor(image)
+            inputs = processor(medium)
             self._kept.put(name, inputs)
         return Prepared(name, inputs)
 
     def _open_array(self, given: Any, what: str) -> Opened:
         """Pixels or features as the encoder takes them: no processor sees them."""
         array = np.asarray(given, np.float32)
-        expected = getattr(self.vision.encoder, "picture_shape", None)
+        encoder = self.spec.kinds["image"].encoder
+        expected = getattr(encoder, "picture_shape", None)
         if expected is None:
             raise PromptError(
                 f"{what} are given as an array, but this model takes whole pictures. Give a PIL "
@@ -158,14 +206,25 @@ class MediaInputs:
         hashed = hashlib.sha256(what.encode())
         hashed.update(array)
         prepared = Prepared(hashed.digest(), array)
-        return Opened(self.vision.encoder.num_tokens(array), None, done(prepared))
+        return Opened("image", encoder.num_tokens(array), None, done(prepared))
 
 
-def _timeout() -> float:
-    """Seconds in which a picture must be fetched. Raises OptionError."""
-    name = next((name for name in _TIMEOUTS if os.environ.get(name)), None)
+def _read(path: Path) -> bytes:
+    """A file of the user's own. Raises MediaError."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise MediaError(
+            f"{str(path)[:200]!r} cannot be read ({error}). Give the path of a file."
+        ) from error
+
+
+def _timeout(kind: str) -> float:
+    """Seconds in which a medium must be fetched. Raises OptionError."""
+    names = (f"{whose}_{kind.upper()}_FETCH_TIMEOUT" for whose in ("QUIRE", "VLLM"))
+    name = next((name for name in names if os.environ.get(name)), None)
     if name is None:
-        return MediaPolicy.timeout_s
+        return _TIMEOUTS[kind]
     try:
         seconds = float(os.environ[name])
     except ValueError:
@@ -210,24 +269,3 @@ def _bytes_of(inputs: Any) -> int:
 def _were_read(data: Any) -> TypeGuard[tuple[Medium, ...]]:
     """Whether these are the media of a prompt that was read before."""
     return isinstance(data, tuple) and all(isinstance(one, Medium) for one in data)
-
-
-def _pictures(data: Any) -> list[Any]:
-    """The pictures in `multi_modal_data`, in every form users write it."""
-    if isinstance(data, ImagePixelData | ImageFeatureData):
-        return [data]
-    if not isinstance(data, Mapping):
-        raise PromptError(
-            f"multi_modal_data is a {type(data).__name__}; give a dict such as "
-            '{"image": picture}, or {"image": [picture, picture]}.'
-        )
-    for kind in data:
-        if kind != "image":
-            raise PromptError(
-                f"multi_modal_data has {kind!r}, and this model takes pictures alone: "
-                '{"image": ...}.'
-            )
-    given = data.get("image")
-    if given is None:
-        return []
-    return list(given) if isinstance(given, list | tuple) else [given]

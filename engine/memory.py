@@ -139,16 +139,17 @@ def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
 
 
 def tower_temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
-    """Bytes of the largest run of the tower beside its arguments: an estimate, as `temporaries`.
+    """Bytes of the largest run of a tower beside its arguments: an estimate, as `temporaries`.
 
     What a patch takes goes with the width of the tower's MLP: programs compiled for LLaVA-1.5 and
     Qwen2-VL-2B take 14 and 23 bytes for each unit of it.
     """
-    if spec.vision is None:
+    if spec.media is None:
         return 0
     towers = spec.shapes.keys() - spec.text_shapes.keys()
     widest = max(spec.shapes[path].shape[0] for path in towers if spec.shapes[path].ndim == 1)
-    patches = spec.vision.encoder.num_patches(config.encoder_sizes[-1])
+    encoders = spec.media.encoders
+    patches = max(encoders[one.kind].num_patches(one.units) for one in config.encodings)
     return patches * widest * _TOWER_VALUES * spec.dtype.itemsize
 
 

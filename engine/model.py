@@ -12,8 +12,8 @@ from ..models.config import TextConfig
 from ..models.features import is_in_tower
 from .adapter_arrays import AdapterSpec, adapter_spec
 from .checkpoint import find_model, load_params, read_config, resolve_dtype
+from .media_spec import MediaSpec, media_spec
 from .options import EngineOptions
-from .vision import VisionSpec, vision_spec
 
 _MODELS = Path(__file__).resolve().parent.parent / "models"
 DEMO_FOLDER = _MODELS / "demo"
@@ -43,12 +43,12 @@ class ModelSpec:
     """Shape and type of every parameter, by dotted path."""
     adapters: AdapterSpec | None
     """Room for adapters; None without `enable_lora`."""
-    vision: VisionSpec | None
-    """How it takes pictures; None for a model of text alone."""
+    media: MediaSpec | None
+    """How it takes pictures, videos or sounds; None for a model of text alone."""
 
     @property
     def text_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Those of what a step runs: without the towers, which see pictures."""
+        """Those of what a step runs: without the towers, which see and hear."""
         shapes, architecture = self.shapes, self.architecture
         return {p: shape for p, shape in shapes.items() if not is_in_tower(architecture, p)}
 
@@ -104,7 +104,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         )
         if options.enable_lora
         else None,
-        vision=vision_spec(architecture, hf_config, config, folder, options),
+        media=media_spec(architecture, hf_config, config, folder, options),
     )
 
 

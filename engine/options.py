@@ -5,6 +5,7 @@ import math
 from typing import Any, Literal, get_args
 
 from ..errors import OptionError, nearest
+from ..multimodal.kinds import KINDS
 
 LoadFormat = Literal["auto", "dummy"]
 GenerationConfig = Literal["auto", "vllm"]
@@ -61,11 +62,11 @@ class EngineOptions:
     max_cpu_loras: int | None = None
     """Adapters kept in host memory; None: as many as `max_loras`, and at least 16."""
     limit_mm_per_prompt: dict[str, int] | None = None
-    """Most pictures of one prompt, as `{"image": 2}`; 16 where it does not say."""
+    """Most media of one prompt, by kind, as `{"image": 2}`; 16 where it does not say."""
     mm_processor_kwargs: dict[str, Any] | None = None
-    """Settings of the model's image processor, such as `{"max_pixels": 1003520}`."""
+    """Settings of the model's processors of media, such as `{"max_pixels": 1003520}`."""
     mm_encoder_cache_gb: float | None = None
-    """GiB for features of pictures on the device; None: 0.5 on a GPU, 0.0625 on a CPU."""
+    """GiB for features of media on the device; None: 0.5 on a GPU, 0.0625 on a CPU."""
     allowed_local_media_path: str = ""
     """A folder whose files messages may name by `file:` URLs; empty: none."""
     allowed_media_domains: list[str] | None = None
@@ -96,9 +97,8 @@ class EngineOptions:
     """Shows a progress bar while weights load."""
 
 
-_MEDIA = ("image", "video", "audio")
-MOST_IMAGES = 16
-"""Of one prompt, unless `limit_mm_per_prompt` says otherwise."""
+MOST_MEDIA = 16
+"""Of a kind in one prompt, unless `limit_mm_per_prompt` says otherwise."""
 MOST_ADAPTERS = 256
 RANKS = (8, 16, 32, 64, 128, 256, 512)
 """What `max_lora_rank` may be."""
@@ -201,9 +201,9 @@ def _check_adapters(options: EngineOptions) -> None:
 
 def _check_media(options: EngineOptions) -> None:
     for kind, most in (options.limit_mm_per_prompt or {}).items():
-        if kind not in _MEDIA or isinstance(most, bool) or not isinstance(most, int) or most < 0:
+        if kind not in KINDS or isinstance(most, bool) or not isinstance(most, int) or most < 0:
             raise OptionError(
-                f"limit_mm_per_prompt has {kind!r}: {most!r}; it maps {', '.join(_MEDIA)} to the "
+                f"limit_mm_per_prompt has {kind!r}: {most!r}; it maps {', '.join(KINDS)} to the "
                 "most of a prompt, from 0."
             )
     gigabytes = options.mm_encoder_cache_gb

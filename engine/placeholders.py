@@ -1,54 +1,74 @@
-"""Placeholder tokens of prompts: one for each feature of a picture."""
+"""Placeholder tokens of prompts: one for each feature of a medium."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import PromptError
+from ..multimodal.kinds import NOUNS
 
 Places = list[tuple[int, int]]
-"""For each placeholder in the prompt: the index of its first token, and which picture it is."""
+"""For each placeholder in the prompt: the index of its first token, and which medium it is."""
 
 
 def expand(
-    token_ids: Sequence[int], image_token: int, counts: Sequence[int]
+    token_ids: Sequence[int], media: Sequence[tuple[str, int]], tokens: Mapping[str, int]
 ) -> tuple[list[int], Places]:
-    """The prompt with `counts[i]` tokens for picture i, where it has one for each or all already.
+    """The prompt with as many placeholders as its media have features, where it has, of each kind,
+    one for each medium or all already.
 
-    Raises PromptError where it has another number of placeholders.
+    Args:
+        media: kind and number of features of each; those of a kind are in the prompt's order.
+        tokens: the placeholder of each kind.
+
+    Raises:
+        PromptError: the prompt has another number of placeholders.
     """
-    found = [index for index, token in enumerate(token_ids) if token == image_token]
-    if len(found) == sum(counts):
-        return list(token_ids), _runs(found, counts)
-    if len(found) != len(counts):
-        raise PromptError(
-            f"the prompt has {len(found)} image placeholders (token {image_token}) for "
-            f"{len(counts)} pictures: it must have one for each, or one for each feature, "
-            f"{sum(counts)} in all."
-        )
+    marks = sorted(
+        mark for kind, token in tokens.items() for mark in _marks(kind, token, token_ids, media)
+    )
     ids: list[int] = []
     places: Places = []
     behind = 0
-    for picture, (index, count) in enumerate(zip(found, counts, strict=True)):
+    for index, taken, medium in marks:
         ids += token_ids[behind:index]
-        places.append((len(ids), picture))
-        ids += [image_token] * count
-        behind = index + 1
+        places.append((len(ids), medium))
+        ids += [token_ids[index]] * media[medium][1]
+        behind = index + taken
     return ids + list(token_ids[behind:]), places
 
 
-def _runs(found: Sequence[int], counts: Sequence[int]) -> Places:
-    """Where the tokens of each picture begin, which must follow one another."""
-    places: Places = []
+def _marks(
+    kind: str, token: int, token_ids: Sequence[int], media: Sequence[tuple[str, int]]
+) -> list[tuple[int, int, int]]:
+    """Where the placeholders of a kind's media begin, how many there are, and of which medium."""
+    found = [index for index, other in enumerate(token_ids) if other == token]
+    numbers = [number for number, (other, _) in enumerate(media) if other == kind]
+    counts = [media[number][1] for number in numbers]
+    if len(found) == sum(counts):
+        starts = _starts(kind, found, counts)
+        return list(zip(starts, counts, numbers, strict=True))
+    if len(found) != len(counts):
+        raise PromptError(
+            f"the prompt has {len(found)} {kind} placeholders (token {token}) for {len(counts)} "
+            f"{NOUNS[kind]}: it must have one for each, or one for each feature, {sum(counts)} in "
+            "all."
+        )
+    return [(index, 1, number) for index, number in zip(found, numbers, strict=True)]
+
+
+def _starts(kind: str, found: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """The first placeholder of each medium, whose placeholders must follow one another."""
+    starts: list[int] = []
     first = 0
-    for picture, count in enumerate(counts):
+    for number, count in enumerate(counts):
         if found[first + count - 1] - found[first] != count - 1:
             raise PromptError(
-                f"picture {picture} has {count} features, but its placeholders do not follow one "
+                f"{kind} {number} has {count} features, but its placeholders do not follow one "
                 "another in the prompt: put as many side by side, or one alone."
             )
-        places.append((found[first], picture))
+        starts.append(found[first])
         first += count
-    return places
+    return starts
 
 
 def expand_numbered(

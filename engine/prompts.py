@@ -29,7 +29,7 @@ class Prompt:
     adapter: "LoadedAdapter | None" = None
     """What it is to be completed with; None is the model alone."""
     media: tuple[Medium, ...] = ()
-    """Pictures, in the order of their placeholder tokens."""
+    """In the order of their placeholder tokens."""
 
 
 def is_single(prompts: Any) -> bool:
@@ -48,7 +48,7 @@ class PromptReader:
     """None for a model of text alone."""
 
     def read(self, prompts: Any, *, add_special_tokens: bool = True) -> list[Prompt]:
-        """Texts, token ids, dicts, or lists of those. Those with pictures are read side by side.
+        """Texts, token ids, dicts, or lists of those. Those with media are read side by side.
 
         Raises PromptError or MediaError.
         """
@@ -95,7 +95,7 @@ class PromptReader:
         if self.media is None:
             raise PromptError(
                 "multi_modal_data is given, but this model takes text alone. Leave it out, or "
-                "choose a model that sees."
+                "choose a model that takes more."
             )
         return self.media.open(data, settings)
 
@@ -103,25 +103,27 @@ class PromptReader:
         self,
         text: str | None,
         ids: list[int] | None,
-        pictures: list[Opened],
+        media: list[Opened],
         add_special_tokens: bool,
     ) -> Prompt:
-        """The prompt with as many placeholder tokens as its pictures have features."""
+        """The prompt with as many placeholder tokens as its media have features."""
         if self.media is None:
             encoded = self._encode(text or "", add_special_tokens) if ids is None else ids
             return Prompt(text, encoded)
-        vision, counts = self.media.vision, [one.num_tokens for one in pictures]
-        if ids is None and vision.format.numbered:
+        images = self.media.spec.kinds.get("image")
+        if ids is None and images is not None and images.format.numbered:
 
             def encode(piece: str, first: bool) -> list[int]:
                 return self._encode(piece, first and add_special_tokens)
 
-            marker = vision.format.marker
-            ids, places = expand_numbered(text or "", marker, vision.image_token, counts, encode)
+            counts = [one.num_tokens for one in media]
+            marker, token = images.format.marker, images.token
+            ids, places = expand_numbered(text or "", marker, token, counts, encode)
         else:
             known = self._encode(text or "", add_special_tokens) if ids is None else ids
-            ids, places = expand(known, vision.image_token, counts)
-        return Prompt(text, ids, media=placed(pictures, places))
+            tokens = {name: kind.token for name, kind in self.media.spec.kinds.items()}
+            ids, places = expand(known, [(one.kind, one.num_tokens) for one in media], tokens)
+        return Prompt(text, ids, media=placed(media, places))
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         if self.tokenizer is None:
@@ -132,7 +134,7 @@ class PromptReader:
 
 
 def has_media(prompt: Any) -> bool:
-    """Whether a prompt has pictures to be opened, which takes a while."""
+    """Whether a prompt has media to be opened, which takes a while."""
     return isinstance(prompt, Mapping) and prompt.get("multi_modal_data") is not None
 
 

@@ -20,10 +20,10 @@ from .buckets import (
     Variant,
 )
 from .device_state import RunnerConfig, new_features, new_state, new_tables
+from .encoders import runs
 from .lowering import Lowering, compiler_options
 from .programs import Programs
 from .step import StepOutput
-from .vision import runs
 
 if TYPE_CHECKING:
     from .adapter_arrays import LoadedAdapter
@@ -112,14 +112,15 @@ class ModelRunner:
 
     def encode(self, media: "list[tuple[Medium, np.ndarray]]") -> None:
         """Writes the features of media to their rows, ahead of the next step."""
-        vision = self._spec.vision
-        if vision is None:
+        if (spec := self._spec.media) is None:
             return
-        for run in runs(vision.encoder, self._config.encoder_sizes, media):
-            compiled = self.programs.exactly(Encoding(run.units))
-            self._features = compiled(
-                self._params, self._features, run.inputs, run.rows(self._config.feature_rows)
-            )
+        for name, encoder in spec.encoders.items():
+            sizes = [one.units for one in self._config.encodings if one.kind == name]
+            own = [one for one in media if spec.kinds[one[0].kind].encoded_as == name]
+            for run in runs(encoder, sizes, own):
+                compiled = self.programs.exactly(Encoding(name, run.units))
+                rows = run.rows(self._config.feature_rows)
+                self._features = compiled(self._params, self._features, run.inputs, rows)
 
     def run(self, schedule: "Schedule", variant: Variant, *, adapters: bool = False) -> StepOutput:
         """Dispatches one step and returns at once; the tokens are on their way to the host."""
@@ -210,9 +211,8 @@ class ModelRunner:
 def _planned(spec: "ModelSpec", config: RunnerConfig) -> list[Program | Auxiliary | Encoding]:
     """All programs, those that a fresh engine is likely to need first in front."""
     steps = config.buckets.programs()
-    encodings = [Encoding(size) for size in config.encoder_sizes]
     needless = {Auxiliary.WRITE_ADAPTER} if spec.adapters is None else set()
-    return [*steps[:2], *encodings, *steps[2:], *(a for a in Auxiliary if a not in needless)]
+    return [*steps[:2], *config.encodings, *steps[2:], *(a for a in Auxiliary if a not in needless)]
 
 
 def _shows_media(schedule: "Schedule") -> bool:

@@ -190,10 +190,10 @@ class Llava(Llama):
         return rows.reshape(-1, rows.shape[-1])
 
     @classmethod
-    def encoder(cls, config: LlavaConfig) -> LlavaEncoder:
-        """How the host prepares what `encode` takes."""
+    def encoders(cls, config: LlavaConfig) -> dict[str, LlavaEncoder]:
+        """How the host prepares what `encode` takes, by kind of media."""
         edge = config.vision.image_size
-        return LlavaEncoder("pixels", (CHANNELS, edge, edge), config.picture_rows)
+        return {"image": LlavaEncoder("pixels", (CHANNELS, edge, edge), config.picture_rows)}
 
     @classmethod
     def state_encoder(cls, config: LlavaConfig) -> LlavaEncoder:

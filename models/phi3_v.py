@@ -177,9 +177,9 @@ class Phi3V(Phi3):
         return rows.at[inputs["order"]].get(mode="clip")
 
     @classmethod
-    def encoder(cls, config: Phi3VConfig) -> "Phi3VEncoder":
-        """How pictures become inputs of `encode`."""
-        return Phi3VEncoder(config.vision.image_size, config.along)
+    def encoders(cls, config: Phi3VConfig) -> "dict[str, Phi3VEncoder]":
+        """How media become inputs of `encode`, by kind."""
+        return {"image": Phi3VEncoder(config.vision.image_size, config.along)}
 
     @classmethod
     def checkpoint_map(cls, config: LlamaConfig) -> CheckpointMap:

@@ -179,9 +179,9 @@ class Qwen2Audio(Qwen2):
         return self.projector(rows)
 
     @classmethod
-    def encoder(cls, config: Qwen2AudioConfig) -> Qwen2AudioEncoder:
-        """How the host prepares what `encode` takes."""
-        return Qwen2AudioEncoder(config.audio)
+    def encoders(cls, config: Qwen2AudioConfig) -> dict[str, Qwen2AudioEncoder]:
+        """How the host prepares what `encode` takes, by kind of media."""
+        return {"audio": Qwen2AudioEncoder(config.audio)}
 
     @classmethod
     def checkpoint_map(cls, config: LlamaConfig) -> CheckpointMap:

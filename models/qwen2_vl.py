@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +88,10 @@ class Qwen2VL(Qwen2):
         return self.vision(inputs["patches"], inputs["positions"], inputs["segments"])
 
     @classmethod
-    def encoder(cls, config: Qwen2VLConfig) -> "Qwen2VLEncoder":
-        """How pictures become inputs of `encode`."""
-        return Qwen2VLEncoder(config.vision.patch_values, config.vision.merge)
+    def encoders(cls, config: Qwen2VLConfig) -> "dict[str, Qwen2VLEncoder]":
+        """How media become inputs of `encode`, by kind."""
+        encoder = Qwen2VLEncoder(config.vision.patch_values, config.vision.merge)
+        return {"image": encoder, "video": encoder}
 
     def _rotary(self, tokens: Int[Array, " T"], batch: TokenBatch | None) -> Rotary:
         if batch is None or batch.rotary_positions is None:  # all three are the same
@@ -127,6 +128,13 @@ class PictureLike(Protocol):
         ...
 
 
+class Group(NamedTuple):
+    """Frames of a video that share patches, which the tower sees by themselves."""
+
+    patches: np.ndarray
+    grid: tuple[int, int, int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Qwen2VLEncoder:
     """How pictures become inputs of `encode`, whose shapes depend on `size` alone.
@@ -141,6 +149,11 @@ class Qwen2VLEncoder:
 
     least: ClassVar[int] = BLOCK
     """The smallest `size`."""
+
+    def parts(self, picture: PictureLike) -> list[Group]:
+        """What is encoded apart: the patches of each time."""
+        time, height, width = picture.grid
+        return [Group(patches, (1, height, width)) for patches in np.split(picture.patches, time)]
 
     def units(self, picture: PictureLike) -> int:
         """Patches of a picture."""

@@ -11,6 +11,7 @@ from .opt import OPT
 from .phi3 import Phi3
 from .phi3_v import Phi3V
 from .qwen2 import Qwen2
+from .qwen2_audio import Qwen2Audio
 from .qwen2_vl import Qwen2VL
 from .qwen3 import Qwen3
 
@@ -21,6 +22,7 @@ ARCHITECTURES: dict[str, type[Any]] = {
     "OPTForCausalLM": OPT,
     "Phi3ForCausalLM": Phi3,
     "Phi3VForCausalLM": Phi3V,
+    "Qwen2AudioForConditionalGeneration": Qwen2Audio,
     "Qwen2ForCausalLM": Qwen2,
     "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen3ForCausalLM": Qwen3,

@@ -1,4 +1,4 @@
-"""Pictures: fetched safely, decoded within bounds, and made into what towers take.
+"""Media: fetched safely, decoded within bounds, and made into what towers take.
 
 Knows no engine and no model.
 """

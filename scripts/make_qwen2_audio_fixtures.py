@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
@@ -41,11 +42,27 @@ PROMPTS = {
     "three": ([None, None, None, 64, 20], ["long", "tiny", "short"]),
 }
 """None is a clip."""
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|audio_eos|>")
+TEMPLATE = (
+    "{%- set heard = namespace(clips=0) -%}"
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- if message['content'] is string -%}{{ message['content'] }}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if 'audio' in part -%}{%- set heard.clips = heard.clips + 1 -%}"
+    "{{ 'Audio ' ~ heard.clips ~ ': <|audio_bos|><|AUDIO|><|audio_eos|>\n' }}"
+    "{%- else -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{ '<|im_end|>\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+"""Shows clips as that of Qwen2-Audio-7B-Instruct does."""
 
 
 def main() -> None:
     torch.set_num_threads(1)
     OUTPUT.mkdir(parents=True, exist_ok=True)
+    write_tokenizer()
     extractor = WhisperFeatureExtractor(**preprocessor_fields())
     config = Qwen2AudioConfig(**fields())
     clips = {name: sound(size, seed) for seed, (name, size) in enumerate(CLIPS.items())}
@@ -108,6 +125,28 @@ def fields() -> dict[str, Any]:
         "torch_dtype": "float32",
         "vocab_size": VOCAB,
     }
+
+
+def write_tokenizer() -> None:
+    """A token for each character, the marks of conversations, and the placeholder last."""
+    words = [*SPECIAL, "\n", *map(chr, range(32, 127))]
+    words += [f"<|extra_{i}|>" for i in range(AUDIO_TOKEN - len(words))]
+    vocab = {word: token for token, word in enumerate([*words, "<|AUDIO|>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=SPECIAL[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([*SPECIAL, "<|AUDIO|>"])
+    (OUTPUT / "tokenizer.json").write_text(tokenizer.to_str(), "utf-8")
+    write_json(
+        "tokenizer_config.json",
+        {
+            "chat_template": TEMPLATE,
+            "eos_token": "<|im_end|>",
+            "model_max_length": 8192,
+            "pad_token": "<|endoftext|>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )
 
 
 def preprocessor_fields() -> dict[str, Any]:

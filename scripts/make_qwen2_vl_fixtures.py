@@ -4,12 +4,20 @@ Run by hand, with torch and transformers installed: `python scripts/make_qwen2_v
 config.json and the names of the tensors are as in the published checkpoints; config_nested.json and
 `names` of expected.npz are as `transformers` 5 has them. expected.npz holds besides
 
-    PICTURE/picture                uint8 [H, W, 3]; the video has none
+    PICTURE/picture                uint8 [H, W, 3]; "video" has none
     PICTURE/patches, /grid         what the processor makes of it
     PICTURE/features               of the tower
     PROMPT/pictures, /prompt       names, and token ids with a placeholder for each feature
     PROMPT/positions, /delta       along time, height and width, and of what follows the prompt
     PROMPT/logits, /greedy         of every token of the prompt, and what greedy decoding adds
+
+and expected_video.npz the same of videos that the processor makes, with VIDEO/frames, uint8
+[T, H, W, 3], and
+
+    capped/patches, /grid          of the first, where all frames share one budget
+    full/patches, /grid            of the first, with the published patch size; every 7th, of which
+                                   every 97th value
+    sizes, sizes/grids, /capped    frames, width and height of videos, and their published grids
 """
 
 import json
@@ -23,6 +31,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 OUTPUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "vision" / "qwen2_vl"
 NEW_TOKENS = 64
@@ -32,6 +41,9 @@ LEAST_MARGIN = 0.005
 PICTURES = {"wide": (24, 40), "tall": (61, 17), "small": (9, 11), "thin": (6, 90)}
 """Height and width."""
 VIDEO, VIDEO_GRID = "video", (2, 4, 6)
+VIDEOS = {"long": (5, 60, 80), "short": (4, 17, 30)}
+"""Frames, height and width."""
+CAPPED = {"cap_pixels_per_frame": True, "max_video_tokens": 22}
 PROMPTS: dict[str, list[int | str]] = {
     "text": [29],
     "one": [7, "wide", 9],
@@ -40,6 +52,10 @@ PROMPTS: dict[str, list[int | str]] = {
     "video": [3, "video", 8],
 }
 """Lengths of random text, and pictures."""
+VIDEO_PROMPTS: dict[str, list[int | str]] = {
+    "clip": [3, "long", 8],
+    "mixed": [2, "short", 3, "wide", 5],
+}
 
 SPECIAL = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -49,12 +65,14 @@ CHARACTERS = [*map(chr, range(33, 127)), "Ġ", "Ċ"]
 """Printable ASCII, space and line feed, as byte-level tokenizers write them."""
 TOKENS = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
 VOCABULARY = 112
-PAD = {name: TOKENS["<|image_pad|>"] for name in PICTURES} | {VIDEO: TOKENS["<|video_pad|>"]}
+PAD = {name: TOKENS["<|image_pad|>"] for name in PICTURES}
+PAD |= {name: TOKENS["<|video_pad|>"] for name in (VIDEO, *VIDEOS)}
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
     "{% for part in message.content %}"
     "{% if part.type == 'text' %}{{ part.text }}"
+    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -113,6 +131,14 @@ PREPROCESSOR = {
     "processor_class": "Qwen2VLProcessor",
     "temporal_patch_size": 2,
 }
+VIDEO_PREPROCESSOR = {name: PREPROCESSOR[name] for name in PREPROCESSOR if "processor" not in name}
+VIDEO_PREPROCESSOR |= {
+    "max_frames": 6,
+    "max_pixels": 768,
+    "processor_class": "Qwen2VLProcessor",
+    "video_processor_type": "Qwen2VLVideoProcessor",
+}
+OPTIONS = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
 
 
 def main() -> None:
@@ -124,10 +150,12 @@ def main() -> None:
     tensors = {old_name(name): model.state_dict()[name].contiguous() for name in names}
     save_file(tensors, OUTPUT / "model.safetensors", metadata={"format": "pt"})
     np.savez_compressed(OUTPUT / "expected.npz", names=np.array(names), **expected)
+    np.savez_compressed(OUTPUT / "expected_video.npz", **expected_of_videos(model, expected))
     write_json("config.json", FIELDS)
     nested = model.config.to_diff_dict() | {"architectures": FIELDS["architectures"]}
     write_json("config_nested.json", nested)
     write_json("preprocessor_config.json", PREPROCESSOR)
+    write_json("video_preprocessor_config.json", VIDEO_PREPROCESSOR)
     write_tokenizer()
     print(f"seed {seed}")
 
@@ -139,11 +167,62 @@ def picture(height: int, width: int, seed: int) -> dict[str, np.ndarray]:
     waves = [np.sin(x / (3 + c + seed) + y / (5 + c)) * 90 + 128 for c in range(3)]
     pixels = np.stack(waves, -1) + random.normal(0, 25, (height, width, 3))
     pixels = np.clip(pixels, 0, 255).astype(np.uint8)
-    options = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels")
-    processor = Qwen2VLImageProcessorPil(**{name: PREPROCESSOR[name] for name in options})
+    processor = Qwen2VLImageProcessorPil(**{name: PREPROCESSOR[name] for name in OPTIONS})
     out = processor(Image.fromarray(pixels), return_tensors="np")
     patches, grid = np.asarray(out["pixel_values"]), np.asarray(out["image_grid_thw"])[0]
     return {"picture": pixels, "patches": patches.astype(np.float32), "grid": grid}
+
+
+def video(frames: int, height: int, width: int) -> np.ndarray:
+    """Waves that move, with a little noise."""
+    random = np.random.default_rng(frames)
+    t, y, x = np.mgrid[:frames, :height, :width]
+    waves = [np.sin(x / (4 + c) + y / (6 + c) + t * (1 + c) / 3) * 90 + 128 for c in range(3)]
+    pixels = np.stack(waves, -1) + random.normal(0, 2, (frames, height, width, 3))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def processed(frames: np.ndarray, **options: Any) -> dict[str, np.ndarray]:
+    """What the processor makes of a video."""
+    out = Qwen2VLVideoProcessor(**options)(videos=[frames], return_tensors="pt")
+    return {"patches": out["pixel_values_videos"].numpy(), "grid": out["video_grid_thw"][0].numpy()}
+
+
+def expected_of_videos(model: Any, pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of each prompt with videos, with the first seed whose greedy tokens are clear."""
+    options = {name: VIDEO_PREPROCESSOR[name] for name in OPTIONS}
+    out = video_sizes()
+    for name, size in VIDEOS.items():
+        frames = video(*size)
+        inputs = {"frames": frames} | processed(frames, **options)
+        inputs["features"] = features(model, name, inputs)
+        out |= {f"{name}/{field}": array for field, array in inputs.items()}
+    frames = out["long/frames"]
+    capped, full = processed(frames, **options, **CAPPED), processed(frames)
+    full["patches"] = full["patches"][::7, ::97]
+    out |= {f"capped/{field}": array for field, array in capped.items()}
+    out |= {f"full/{field}": array for field, array in full.items()}
+    for name, layout in VIDEO_PROMPTS.items():
+        tries = (
+            reference(model, layout, pictures | out, np.random.default_rng(seed))
+            for seed in range(1000)
+        )
+        found = next(one for one in tries if one is not None)
+        out |= {f"{name}/{field}": array for field, array in found.items()}
+    return out
+
+
+def video_sizes() -> dict[str, np.ndarray]:
+    """Of videos as published models see them, without and with a budget that frames share."""
+    sizes = np.random.default_rng(1).integers((1, 20, 20), (24, 1200, 900), (16, 3))
+    out = {"sizes": sizes}
+    for name, options in {"grids": {}, "capped": CAPPED | {"max_video_tokens": 1000}}.items():
+        grids = [
+            processed(np.zeros((frames, height, width, 3), np.uint8), **options)["grid"]
+            for frames, width, height in sizes.tolist()
+        ]
+        out[f"sizes/{name}"] = np.stack(grids)
+    return out
 
 
 def find_model(pictures: dict[str, dict[str, np.ndarray]]) -> tuple[int, Any, Any]:
@@ -189,7 +268,8 @@ def random_model(seed: int) -> Any:
 @torch.no_grad()
 def features(model: Any, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
     grid = torch.tensor(inputs["grid"])[None]
-    encode = model.model.get_video_features if name == VIDEO else model.model.get_image_features
+    is_video = PAD[name] == PAD[VIDEO]
+    encode = model.model.get_video_features if is_video else model.model.get_image_features
     [rows] = encode(torch.tensor(inputs["patches"]), grid).pooler_output
     return rows.numpy()
 
@@ -269,8 +349,8 @@ def pixels(names: list[str], inputs: dict[str, np.ndarray]) -> dict[str, torch.T
 
 def by_kind(names: list[str]) -> dict[str, list[str]]:
     kinds = {
-        "image": [name for name in names if name != VIDEO],
-        "video": [name for name in names if name == VIDEO],
+        "image": [name for name in names if PAD[name] != PAD[VIDEO]],
+        "video": [name for name in names if PAD[name] == PAD[VIDEO]],
     }
     return {kind: chosen for kind, chosen in kinds.items() if chosen}
 

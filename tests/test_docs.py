@@ -17,7 +17,7 @@ from quire.entrypoints.openai.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from quire.entrypoints.openai.options import ServerOptions
 from quire.entrypoints.parsers import REASONING_PARSERS, TOOL_PARSERS
 from quire.models.registry import ARCHITECTURES
-from tests.test_seeds import FIXTURES, SEEING, cached
+from tests.test_seeds import FIXTURES, STAND_INS, cached
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -42,9 +42,9 @@ def rows(page: str) -> dict[str, list[str]]:
 def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models under the names of those that pages load, for prompts as long."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    for repository, stand_in in SEEING.items():
+    for repository, stand_in in STAND_INS.items():
         folder = cached(tmp_path, repository)
-        shutil.copytree(FIXTURES / "vision" / stand_in, folder)
+        shutil.copytree(FIXTURES / stand_in, folder)
         config = json.loads((folder / "config.json").read_text())
         config["max_position_embeddings"] = 8192
         (folder / "config.json").write_text(json.dumps(config))

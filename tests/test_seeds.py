@@ -23,17 +23,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ROOT.parent / "shared" / "seeds"
 SQL = ROOT / "examples" / "sql_adapter"
 DEMO = Path(quire.__file__).resolve().parent / "models" / "demo"
-SEEING = {
-    "llava-hf/llava-1.5-7b-hf": "llava",
-    "microsoft/Phi-3.5-vision-instruct": "phi3_v",
-    "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",
+STAND_INS = {
+    "llava-hf/llava-1.5-7b-hf": "vision/llava",
+    "microsoft/Phi-3.5-vision-instruct": "vision/phi3_v",
+    "Qwen/Qwen2-Audio-7B-Instruct": "audio/qwen2_audio",
+    "Qwen/Qwen2-VL-2B-Instruct": "vision/qwen2_vl",
 }
-"""Stand-ins in `fixtures/vision` for models that see."""
+"""Small models in `fixtures` for those that see and hear."""
 SIZES = {r"\b32000\b": "189", r"\b1,3,336,336\b": "1,3,35,35", r"\b576\b": "25"}
 """LLaVA's token for features, the pixels that its tower sees and its features of a picture, and
 those of the stand-in."""
 SHOWN = """
-token = llm._running.media.vision.image_token
+token = llm._running.media.spec.kinds["image"].token
 print("Features:", *(output.prompt_token_ids.count(token) for output in outputs))
 """
 """Behind a program with pictures: how many features its last prompts have."""
@@ -84,8 +85,8 @@ def run_programs(folder: Path, programs: dict[str, str]) -> dict[str, tuple[str,
     for llama in ("Meta-Llama-3-8B-Instruct", "Llama-2-7b-hf"):
         shutil.copytree(DEMO, cached(folder / "hub", f"meta-llama/{llama}"))
     shutil.copytree(SQL, cached(folder / "hub", "yard1/llama-2-7b-sql-lora-test"))
-    for repository, name in SEEING.items():
-        shutil.copytree(FIXTURES / "vision" / name, cached(folder / "hub", repository))
+    for repository, name in STAND_INS.items():
+        shutil.copytree(FIXTURES / name, cached(folder / "hub", repository))
     template = str(ROOT / "examples" / "template_chatml.jinja")
     replaced = {r"\bvllm\b": "quire", "<path_to_template>": template, **SIZES, **photos(folder)}
     paths = {folder / f"{name}.py": text for name, text in programs.items()}

@@ -25,8 +25,8 @@ from tests.test_seeds import (
     FIXTURES,
     ROOT,
     SEEDS,
-    SEEING,
     SIZES,
+    STAND_INS,
     cached,
     flattened_blocks,
     opt_folder,
@@ -116,7 +116,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     opt_folder(cached(folder / "hub", OPT))
     for repository in (LLAMA, LLAMA_2):
         shutil.copytree(DEMO, cached(folder / "hub", repository))
-    shutil.copytree(FIXTURES / "vision" / SEEING[LLAVA], cached(folder / "hub", LLAVA))
+    shutil.copytree(FIXTURES / STAND_INS[LLAVA], cached(folder / "hub", LLAVA))
     return {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
 
 

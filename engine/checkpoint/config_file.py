@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelConfigError
-from .layout import CONFIG, GENERATION_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
+from .layout import (
+    CONFIG,
+    GENERATION_CONFIG,
+    PREPROCESSOR_CONFIG,
+    PROCESSOR_CONFIG,
+    VIDEO_PREPROCESSOR_CONFIG,
+)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -33,22 +39,33 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return _read_object(path) if path.is_file() else {}
 
 
-def read_preprocessor_config(folder: Path) -> dict[str, Any]:
-    """How pictures are prepared: `preprocessor_config.json`, or a part of `processor_config.json`.
+_PROCESSORS = {
+    "image": ((PREPROCESSOR_CONFIG,), "image_processor"),
+    "video": ((VIDEO_PREPROCESSOR_CONFIG, PREPROCESSOR_CONFIG), "video_processor"),
+    "audio": ((PREPROCESSOR_CONFIG,), "feature_extractor"),
+}
+"""Where it stands how media of a kind are prepared: files, and a part of PROCESSOR_CONFIG."""
+
+
+def read_preprocessor_config(folder: Path, kind: str) -> dict[str, Any]:
+    """How media of a kind, such as `image`, are prepared: `preprocessor_config.json`, one of videos
+    alone, or a part of `processor_config.json`.
 
     Raises:
-        ModelConfigError: neither is there, or one is unreadable or not a JSON object.
+        ModelConfigError: none is there, or one is unreadable or not a JSON object.
     """
-    if (path := folder / PREPROCESSOR_CONFIG).is_file():
-        return _read_object(path)
+    names, part = _PROCESSORS[kind]
+    for name in names:
+        if (path := folder / name).is_file():
+            return _read_object(path)
     path = folder / PROCESSOR_CONFIG
-    part = _read_object(path).get("image_processor") if path.is_file() else None
-    if not isinstance(part, dict):
+    found = _read_object(path).get(part) if path.is_file() else None
+    if not isinstance(found, dict):
         raise ModelConfigError(
-            f"{folder} has no {PREPROCESSOR_CONFIG}, which says how this model's pictures are "
-            "prepared. Copy it from where the model comes from."
+            f"{folder} has no {' or '.join(names)}, which says how this model takes media of the "
+            f"kind {kind!r}. Copy it from where the model comes from."
         )
-    return part
+    return found
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
+VIDEO_PREPROCESSOR_CONFIG = "video_preprocessor_config.json"
 PARAMS_DIR = "quire_params"
 """The folder of parameters in a checkpoint that Quire saved."""
 

@@ -11,8 +11,17 @@ from .service import Service
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kinds of parts that are text, and where they have it."""
-_IMAGE_PARTS = ("image_url", "input_image")
-"""Kinds of parts that are pictures."""
+_MEDIA_PARTS = {
+    "image_url": ("image", "image_url"),
+    "input_image": ("image", "image_url"),
+    "video_url": ("video", "video_url"),
+    "audio_url": ("audio", "audio_url"),
+    "input_audio": ("audio", "input_audio"),
+}
+"""Types of parts that are media: of which kind, and where they have it."""
+_SHOWN = {"image": "image_url", "video": "video_url", "audio": "input_audio or audio_url"}
+"""What messages to clients name, by kind."""
+_AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 _VARIABLES = ("documents", "reasoning_effort")
 """Fields of requests that some templates know."""
@@ -25,11 +34,10 @@ def template_options(
 ) -> dict[str, Any]:
     """The arguments of `AsyncEngine.chat_prompt`. Raises ApiError."""
     template = _checked_template(service, request)
-    sees = "image" in service.engine.modalities
-    if request.mm_processor_kwargs and not sees:
+    kinds = service.engine.modalities - {"text"}
+    if request.mm_processor_kwargs and not kinds:
         raise bad_request(
-            "mm_processor_kwargs is for pictures, and this server's model takes text. Leave it "
-            "out.",
+            "mm_processor_kwargs is for media, and this server's model takes text. Leave it out.",
             "mm_processor_kwargs",
         )
     kwargs = dict(request.chat_template_kwargs or {})
@@ -39,7 +47,7 @@ def template_options(
             _check_variable(service, template, name)
             kwargs[name] = value
     return {
-        "messages": _messages(service, template, request.messages or [], sees=sees),
+        "messages": _messages(service, template, request.messages or [], kinds),
         "chat_template": template,
         "tools": tools,
         "add_generation_prompt": request.add_generation_prompt,
@@ -96,9 +104,9 @@ def _template_text(service: Service, template: str | None) -> str:
 
 
 def _messages(
-    service: Service, template: str | None, given: Sequence[dict[str, Any]], *, sees: bool
+    service: Service, template: str | None, given: Sequence[dict[str, Any]], kinds: frozenset[str]
 ) -> list[dict[str, Any]]:
-    messages = [_message(message, index, sees=sees) for index, message in enumerate(given)]
+    messages = [_message(message, index, kinds) for index, message in enumerate(given)]
     if any(message.get("role") == "developer" for message in messages):
         if "developer" not in _template_text(service, template):
             # OpenAI's newer name of the same role
@@ -108,8 +116,8 @@ def _messages(
     return messages
 
 
-def _message(given: dict[str, Any], index: int, *, sees: bool) -> dict[str, Any]:
-    """A message with text and pictures as content, and its reasoning under both names templates
+def _message(given: dict[str, Any], index: int, kinds: frozenset[str]) -> dict[str, Any]:
+    """A message with text and media as content, and its reasoning under both names templates
     use.
     """
     message = {name: value for name, value in given.items() if value is not None}
@@ -117,9 +125,7 @@ def _message(given: dict[str, Any], index: int, *, sees: bool) -> dict[str, Any]
     if isinstance(message["content"], list):
         parts = cast("list[Any]", message["content"])
         where = f"messages[{index}].content"
-        message["content"] = [
-            _part(part, f"{where}[{at}]", sees=sees) for at, part in enumerate(parts)
-        ]
+        message["content"] = [_part(part, f"{where}[{at}]", kinds) for at, part in enumerate(parts)]
     _check_calls(message.get("tool_calls"), f"messages[{index}].tool_calls")
     reasoning = message.get("reasoning", message.get("reasoning_content"))
     if reasoning is not None:
@@ -141,18 +147,18 @@ def _check_calls(calls: Any, where: str) -> None:
             )
 
 
-def _part(part: Any, where: str, *, sees: bool) -> dict[str, Any]:
+def _part(part: Any, where: str, kinds: frozenset[str]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind is None and "image_url" in part:
-        kind = "image_url"
-    if sees and kind in _IMAGE_PARTS:
-        return _image_part(part, where)
+    if kind is None:
+        kind = next((known for known in _MEDIA_PARTS if known in part), None)
+    if isinstance(kind, str) and _MEDIA_PARTS.get(kind, ("",))[0] in kinds:
+        return _media_part(part, *_MEDIA_PARTS[kind], where)
     if not isinstance(kind, str) or kind not in _TEXT_PARTS:
-        images = " or image_url" if sees else ""
+        taken = " or ".join(["text", *(_SHOWN[one] for one in sorted(kinds))])
         raise bad_request(
-            f"{where} is of type {kind!r}, but this server's model takes text{images}: a part must "
+            f"{where} is of type {kind!r}, but this server's model takes {taken}: a part must "
             'be such as {"type": "text", "text": "..."}.',
             where,
         )
@@ -162,13 +168,30 @@ def _part(part: Any, where: str, *, sees: bool) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _image_part(part: dict[str, Any], where: str) -> dict[str, Any]:
-    given = part.get("image_url")
+def _media_part(part: dict[str, Any], kind: str, field: str, where: str) -> dict[str, Any]:
+    if field == "input_audio":
+        return _audio_part(part, where)
+    given = part.get(field)
     url = cast("Any", given.get("url")) if isinstance(given, dict) else given
     if not isinstance(url, str) or not url:
         raise bad_request(
             f"{where} must have a URL: "
-            '{"type": "image_url", "image_url": {"url": "https://..." or "data:image/..."}}.',
+            f'{{"type": "{field}", "{field}": {{"url": "https://..." or "data:{kind}/..."}}}}.',
             where,
         )
-    return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": field, field: {"url": url}}
+
+
+def _audio_part(part: dict[str, Any], where: str) -> dict[str, Any]:
+    """A sound in the request itself, as OpenAI's API has them."""
+    given = part.get("input_audio")
+    data = cast("Any", given.get("data")) if isinstance(given, dict) else None
+    named = cast("Any", given.get("format")) if isinstance(given, dict) else None
+    if not isinstance(data, str) or not data or named not in (None, *_AUDIO_FORMATS):
+        raise bad_request(
+            f"{where} must have a sound in base64, of one of the formats "
+            f"{', '.join(_AUDIO_FORMATS)}: "
+            '{"type": "input_audio", "input_audio": {"data": "...", "format": "wav"}}.',
+            where,
+        )
+    return {"type": "input_audio", "input_audio": {"data": data}}

@@ -40,9 +40,10 @@ def test_shapes_are_those_of_the_published_models(
     options = images.OPTIONS | workload.options
     spec = find_spec(make_options(str(images.make_folder(workload)), **options))
     assert sum(math.prod(shape.shape) for shape in spec.shapes.values()) == parameters
-    assert spec.vision is not None
-    assert spec.vision.processor.num_tokens(*workload.picture) == tokens
-    assert spec.vision.image_token not in workload.ids
+    assert spec.media is not None
+    images = spec.media.kinds["image"]
+    assert images.processor.num_tokens(*workload.picture) == tokens
+    assert images.token not in workload.ids
 
 
 @pytest.mark.slow
@@ -68,7 +69,7 @@ def test_features_are_kept_only_where_they_are_to_be(images: Any) -> None:
     workload = images.tiny("llava")
     with images.make_engine(workload) as engine:
         features = engine._running.features
-        prompts = workload.prompts(engine._running.media.vision.image_token)
+        prompts = workload.prompts(engine._running.media.spec.kinds["image"].token)
         assert len({prompt["multi_modal_data"]["image"].tobytes() for prompt in prompts}) == 4
         encoded = []
         for keep in (False, False, True):

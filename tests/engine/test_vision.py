@@ -45,7 +45,7 @@ def tokens(engine: Engine, prompts: Any, params: SamplingParams = GREEDY) -> lis
 def image_token(engine: Engine) -> int:
     media = engine._running.media
     assert media is not None
-    return media.vision.image_token
+    return media.spec.kinds["image"].token
 
 
 def check(engine: Engine) -> None:

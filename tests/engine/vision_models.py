@@ -1,4 +1,4 @@
-"""Models that see, made by `transformers` or checked against it, with prompts and pictures."""
+"""Models that see or hear, made by `transformers` or checked against it, with their prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-FOLDERS = Path(__file__).resolve().parent.parent / "fixtures" / "vision"
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 PROMPTS = {
     "llava": ("text", "one", "two", "sizes"),
     "qwen2_vl": ("text", "one", "two", "many"),
@@ -20,7 +20,7 @@ class Cases:
     """The prompts of one model, and the 64 greedy tokens expected of each."""
 
     def __init__(self, name: str) -> None:
-        self.folder = FOLDERS / name
+        self.folder = FIXTURES / "vision" / name
         self.options: dict[str, Any] = {"dtype": "float32", **OPTIONS.get(name, {})}
         with np.load(self.folder / "expected.npz") as file:
             self._file = dict(file)
@@ -52,3 +52,37 @@ class Cases:
     def greedy(self) -> list[list[int]]:
         """What is expected of each."""
         return [self._file[f"{name}/greedy"].tolist() for name in self.names]
+
+
+SOUND_PROMPTS = ("text", "one", "two", "three")
+RATE = 16000
+
+
+class SoundCases:
+    """The same for Qwen2-Audio."""
+
+    def __init__(self) -> None:
+        self.folder = FIXTURES / "audio" / "qwen2_audio"
+        self.options: dict[str, Any] = {"dtype": "float32"}
+        with np.load(self.folder / "expected.npz") as file:
+            self._file = dict(file)
+        self.names = SOUND_PROMPTS
+
+    def samples(self, name: str) -> np.ndarray:
+        """One of the sounds that prompts name, int16 of 16 kHz."""
+        return self._file[f"{name}/samples"]
+
+    def prompt(self, name: str) -> dict[str, Any]:
+        """Token ids with a placeholder for each feature, and the sounds."""
+        made: dict[str, Any] = {"prompt_token_ids": self._file[f"{name}/prompt"].tolist()}
+        if names := self._file[f"{name}/clips"].tolist():
+            made["multi_modal_data"] = {"audio": [(self.samples(clip), RATE) for clip in names]}
+        return made
+
+    def prompts(self) -> list[dict[str, Any]]:
+        """All of them."""
+        return [self.prompt(name) for name in self.names]
+
+    def greedy(self, name: str) -> list[int]:
+        """What is expected of one."""
+        return self._file[f"{name}/greedy"].tolist()

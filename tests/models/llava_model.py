@@ -40,6 +40,6 @@ def pixels(name: str) -> np.ndarray:
 
 def encoded(model: ReferenceModel, names: tuple[str, ...], size: int) -> np.ndarray:
     """Rows of one run of the tower."""
-    encoder = Llava.encoder(model.config)
+    encoder = Llava.encoders(model.config)["image"]
     inputs = encoder.inputs([pixels(name) for name in names], size)
     return np.asarray(encode(model.graphdef, model.params, inputs))

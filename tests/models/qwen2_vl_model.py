@@ -14,7 +14,9 @@ from quire.models.qwen2_vl import Qwen2VL, Qwen2VLConfig, Qwen2VLEncoder
 
 FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "vision" / "qwen2_vl"
 PICTURES = ("wide", "tall", "small", "thin", "video")
-PROMPTS = ("text", "one", "two", "many", "video")
+VIDEOS = ("long", "short")
+"""Those that the processor makes."""
+PROMPTS = ("text", "one", "two", "many", "video", "clip", "mixed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Model:
 
     @property
     def encoder(self) -> Qwen2VLEncoder:
-        return Qwen2VL.encoder(self.config)
+        return Qwen2VL.encoders(self.config)["image"]
 
     def encode(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Features of a run of the tower."""
@@ -72,7 +74,8 @@ def load_model(dtype: Any = jnp.float32) -> Model:
 
 @functools.cache
 def expected() -> dict[str, np.ndarray]:
-    return dict(np.load(FOLDER / "expected.npz"))
+    files = FOLDER / "expected.npz", FOLDER / "expected_video.npz"
+    return {name: array for file in files for name, array in np.load(file).items()}
 
 
 def load_picture(name: str) -> Picture:

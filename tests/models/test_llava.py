@@ -134,7 +134,7 @@ def test_text_alone_runs_as_llama() -> None:
 
 
 def test_inputs_have_the_shapes_that_size_gives() -> None:
-    encoder = Llava.encoder(load().config)
+    encoder = Llava.encoders(load().config)["image"]
     picture = pixels("wide")
     inputs = encoder.inputs([picture], 3)
     shapes = encoder.abstract(3)
@@ -148,7 +148,7 @@ def test_inputs_have_the_shapes_that_size_gives() -> None:
 
 
 def test_pictures_must_be_as_large_as_the_tower_needs() -> None:
-    encoder = Llava.encoder(load().config)
+    encoder = Llava.encoders(load().config)["image"]
     match = r"shape \[3, 28, 35\].*takes \[3, 35, 35\]: crop_size in preproc"
     with pytest.raises(ModelConfigError, match=match):
         encoder.inputs([np.zeros((3, 28, 35), np.float32)], 1)

@@ -31,7 +31,9 @@ def test_a_picture_takes_rows_and_columns() -> None:
 
 
 def test_text_after_a_video_goes_on_after_its_last_frame() -> None:
-    """Where it has more frames than rows and columns."""
+    """Where it has more frames than rows and columns. `transformers` 5 goes on after the rows and
+    columns here, among the positions of the frames; the paper and earlier versions as here.
+    """
     positions, delta = mrope.positions(11, [(1, (4, 1, 2))])
     time, height, width = positions.tolist()
     assert time == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6]

@@ -49,7 +49,7 @@ def load() -> ReferenceModel:
 
 
 def encoder() -> Phi3VEncoder:
-    return Phi3V.encoder(load().config)
+    return Phi3V.encoders(load().config)["image"]
 
 
 @functools.cache
@@ -349,8 +349,8 @@ def test_published_config() -> None:
     _, shapes, _ = functional.abstract(Phi3V, config, jnp.bfloat16)
     unused = 4 * 1025 * 1024 + (2 * 4096 + 5) * 1024 + 4096 + 2 * 1024  # last layer, last norm
     assert sum(shape.size for shape in shapes.values()) == 4_146_621_440 - unused
-    assert Phi3V.encoder(config) == Phi3VEncoder(336, 12)
-    assert Phi3V.encoder(config).num_rows(17) == 2660
+    assert Phi3V.encoders(config) == {"image": Phi3VEncoder(336, 12)}
+    assert Phi3V.encoders(config)["image"].num_rows(17) == 2660
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def clip(name: str) -> Spectrogram:
 
 def encoded(names: tuple[str, ...], size: int) -> np.ndarray:
     """Rows of one run of the tower."""
-    inputs = Qwen2Audio.encoder(load().config).inputs([clip(name) for name in names], size)
+    encoder = Qwen2Audio.encoders(load().config)["audio"]
+    inputs = encoder.inputs([clip(name) for name in names], size)
     return np.asarray(encode(load().graphdef, load().params, inputs))
 
 
@@ -82,7 +83,7 @@ def over_pages(prompts: tuple[str, ...]) -> PagedFeatures:
 @pytest.mark.parametrize("name", FEATURES)
 def test_features(name: str) -> None:
     rows = encoded((name,), 1)
-    encoder = Qwen2Audio.encoder(load().config)
+    encoder = Qwen2Audio.encoders(load().config)["audio"]
     assert encoder.num_tokens(clip(name)) == FEATURES[name] == len(EXPECTED[f"{name}/features"])
     assert rows.shape == (encoder.num_rows(1), 32) == (25, 32)
     assert np.abs(rows[: FEATURES[name]] - EXPECTED[f"{name}/features"]).max() < TOLERANCE
@@ -109,7 +110,7 @@ def test_features_in_types_of_16_bits(dtype: Any) -> None:
     assert {name: array.dtype for name, array in params.items()} == {
         name: shape.dtype for name, shape in shapes.items()
     }
-    inputs = Qwen2Audio.encoder(load().config).inputs([clip("odd")], 1)
+    inputs = Qwen2Audio.encoders(load().config)["audio"].inputs([clip("odd")], 1)
     rows = encode(graphdef, params, inputs)
     assert rows.dtype == dtype
     error = np.asarray(rows, np.float32)[: FEATURES["odd"]] - EXPECTED["odd/features"]
@@ -169,7 +170,7 @@ def test_paged_cache_in_chunks_that_split_clips() -> None:
 
 
 def test_inputs_have_the_shapes_that_size_gives() -> None:
-    encoder = Qwen2Audio.encoder(load().config)
+    encoder = Qwen2Audio.encoders(load().config)["audio"]
     inputs = encoder.inputs([clip("short")], 3)
     shapes = encoder.abstract(3)
     assert {n: (a.shape, a.dtype) for n, a in inputs.items()} == {
@@ -184,7 +185,7 @@ def test_inputs_have_the_shapes_that_size_gives() -> None:
 
 
 def test_clips_must_be_as_long_as_the_tower_needs() -> None:
-    encoder = Qwen2Audio.encoder(load().config)
+    encoder = Qwen2Audio.encoders(load().config)["audio"]
     match = r"shape \[16, 3000\].*takes \[16, 100\]: feature_size and chunk_length in preproc"
     with pytest.raises(ModelConfigError, match=match):
         encoder.inputs([Spectrogram(np.zeros((16, 3000), np.float32), 40)], 1)
@@ -245,7 +246,7 @@ def test_qwen2_audio_7b() -> None:
     audio = config.audio
     assert (audio.hidden_size, audio.num_heads, audio.num_layers) == (1280, 20, 32)
     assert (audio.num_mel_bins, audio.num_frames, audio.num_rows) == (128, 3000, 750)
-    assert Qwen2Audio.encoder(config).abstract(2)["mels"].shape == (2, 128, 3000)
+    assert Qwen2Audio.encoders(config)["audio"].abstract(2)["mels"].shape == (2, 128, 3000)
     assert Qwen2AudioConfig.from_hf(hf | {"audio_config": None}) == config
 
 

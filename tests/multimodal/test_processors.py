@@ -1,8 +1,10 @@
 """Image processors against transformers' (CLIP, Qwen2-VL) and against a plain reference (Phi-3-V).
 
-`tests/fixtures/images.npz` is made by `scripts/make_image_fixtures.py`.
+`tests/fixtures/images.npz` is made by `scripts/make_image_fixtures.py`, videos by
+`scripts/make_qwen2_vl_fixtures.py`.
 """
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +19,14 @@ from quire.multimodal.clip import ClipImages
 from quire.multimodal.errors import MediaError
 from quire.multimodal.phi3_v import Phi3VImages, _cubic_rows
 from quire.multimodal.pixels import CLIP_MEAN, CLIP_STD
-from quire.multimodal.qwen2_vl import Qwen2VLImages
+from quire.multimodal.qwen2_vl import Qwen2VLImages, Qwen2VLVideos
 
-FILE = np.load(Path(__file__).resolve().parent.parent / "fixtures" / "images.npz")
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+FILE = np.load(FIXTURES / "images.npz")
+VIDEOS = np.load(FIXTURES / "vision" / "qwen2_vl" / "expected_video.npz")
+TINY_VIDEOS = json.loads(
+    (FIXTURES / "vision" / "qwen2_vl" / "video_preprocessor_config.json").read_text("utf-8")
+)
 NAMES = sorted(key.partition("/")[0] for key in FILE if key.endswith("/picture"))
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
@@ -133,6 +140,85 @@ def test_a_patch_of_qwen2_vl_is_where_it_belongs() -> None:
     np.testing.assert_array_equal(lit, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "video", "settings"),
+    [
+        ("long", "long", TINY_VIDEOS),
+        ("short", "short", TINY_VIDEOS),
+        ("capped", "long", TINY_VIDEOS | {"cap_pixels_per_frame": True, "max_video_tokens": 22}),
+        ("full", "long", {}),
+    ],
+)
+def test_qwen2_vl_videos_are_those_of_transformers(
+    name: str, video: str, settings: dict[str, Any]
+) -> None:
+    """Torch resizes frames with other rounding than Pillow: of one value in six or fewer it makes
+    the next of the 256, which is 0.015 after normalization.
+    """
+    processor, frames = Qwen2VLVideos.from_hf(settings), VIDEOS[f"{video}/frames"]
+    made, expected = processor(frames), VIDEOS[f"{name}/patches"]
+    number, height, width, _ = frames.shape
+    assert made.grid == tuple(VIDEOS[f"{name}/grid"]) == processor.grid(number, width, height)
+    assert made.num_tokens == math.prod(made.grid) // 4
+    assert made.num_tokens == processor.num_tokens(number, width, height) <= processor.max_tokens
+    assert made.patches.dtype == np.float32
+    patches = made.patches[::7, ::97] if name == "full" else made.patches
+    assert patches.shape == expected.shape
+    error = np.abs(patches - expected)
+    assert error.max() < 0.0151
+    assert (error > 1e-5).mean() < 0.18
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("grids", {}), ("capped", {"cap_pixels_per_frame": True, "max_video_tokens": 1000})],
+)
+def test_sizes_of_qwen2_vl_videos(name: str, settings: dict[str, Any]) -> None:
+    processor = Qwen2VLVideos.from_hf(settings)
+    grids = [processor.grid(*size) for size in VIDEOS["sizes"].tolist()]
+    np.testing.assert_array_equal(grids, VIDEOS[f"sizes/{name}"])
+    assert len(VIDEOS["sizes"]) == 16
+
+
+def test_the_last_frame_of_a_qwen2_vl_video_fills_its_patch() -> None:
+    processor = Qwen2VLVideos(min_pixels=784, max_pixels=784)
+    frames = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.full((28, 28, 3), 90, np.uint8)
+    three, four = processor(frames), processor(np.concatenate([frames, frames[2:]]))
+    assert three.grid == four.grid == (2, 2, 2)
+    np.testing.assert_array_equal(three.patches, four.patches)
+    levels = three.patches.reshape(2, 4, 3, 2, 196)
+    expected = (np.array([[0, 90], [180, 180]]) / 255 - CLIP_MEAN[0]) / CLIP_STD[0]
+    np.testing.assert_allclose(levels[:, :, 0].mean((1, 3)), expected, **TOLERANCE)
+    still = Qwen2VLImages(784, 784)(Image.fromarray(frames[1]))
+    np.testing.assert_array_equal(processor(frames[1:2]).patches, still.patches)
+
+
+@pytest.mark.parametrize("total", [None, 1, 20_000, 200_000])
+@pytest.mark.parametrize("bounds", [(1, 784), (3136, 4000), (9408, 10976)])
+def test_no_video_has_more_than_the_most_tokens_of_qwen2_vl(
+    bounds: tuple[int, int], total: int | None
+) -> None:
+    processor = Qwen2VLVideos(*bounds, max_frames=9, total_pixels=total)
+    edges = np.random.default_rng(1).integers(1, 400, (300, 2)).tolist()
+    edges += [[1, 200], [200, 1], [15, 3000], [42, 8400]]
+    sizes = [(w, h) for w, h in edges if max(w, h) <= 200 * min(w, h)]
+    most = max(processor.num_tokens(frames, *size) for frames in range(1, 10) for size in sizes)
+    assert most <= processor.max_tokens
+
+
+def test_limits_of_qwen2_vl_videos() -> None:
+    processor = Qwen2VLVideos.from_hf(TINY_VIDEOS)
+    assert (processor.max_frames, Qwen2VLVideos.from_hf({}).max_frames) == (6, 768)
+    for frames in (0, 7):
+        with pytest.raises(MediaError, match=f"has {frames} frames.*1 to 6.*max_frames"):
+            processor.num_tokens(frames, 8, 8)
+    with pytest.raises(MediaError, match="has 7 frames"):
+        processor(np.zeros((7, 8, 8, 3), np.uint8))
+    with pytest.raises(MediaError, match="at most 200 times"):
+        processor.num_tokens(1, 201, 1)
+    assert Qwen2VLVideos.from_hf({"cap_pixels_per_frame": True}).total_pixels == 115_200 * 784
+
+
 def reference_size(width: int, height: int, most: int) -> tuple[int, int, int, int]:
     """Squares down and across, and the height and width before padding, of a lying picture."""
     fitting = [k for k in range(1, most + 1) if k * math.ceil(k * height / width) <= most]
@@ -229,6 +315,8 @@ def test_sizes_of_phi3_v() -> None:
         (lambda: qwen(max_pixels=100, min_pixels=1), ModelConfigError, "at least 784"),
         (lambda: qwen(max_pixels=900, min_pixels=901), ModelConfigError, "in order"),
         (lambda: qwen(do_resize=False), UnsupportedModelError, "'do_resize' False"),
+        (lambda: Qwen2VLVideos.from_hf({"max_frames": 0}), ModelConfigError, "'max_frames'.* is 0"),
+        (lambda: Qwen2VLVideos(max_pixels=784), ModelConfigError, "100352 and max_pixels 784"),
         (lambda: Phi3VImages.from_hf({"num_crops": True}), ModelConfigError, "'num_crops'"),
     ],
 )

@@ -108,6 +108,8 @@ class MediaInputs:
         }
 
     def _kind(self, name: str) -> KindSpec:
+        if why := self.spec.missing.get(name):
+            raise PromptError(f"the prompt has {NOUNS[name]}, which this engine cannot read. {why}")
         if (kind := self.spec.kinds.get(name)) is None:
             taken = " and ".join(NOUNS[kind] for kind in self.spec.kinds)
             example = ", ".join(f'"{kind}": ...' for kind in self.spec.kinds)

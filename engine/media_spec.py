@@ -1,13 +1,14 @@
 """What an engine knows of the media its model takes: which kinds, prepared and encoded how."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, UnsupportedModelError
 from ..models.config import TextConfig
 from ..multimodal import kinds
+from ..multimodal.errors import MediaError
 from ..multimodal.processors import FORMATS, check_settings
 from .buckets import Encoding, ladder
 from .checkpoint import read_preprocessor_config
@@ -55,6 +56,8 @@ class MediaSpec:
 
     kinds: dict[str, KindSpec]
     """By name, one at least."""
+    missing: dict[str, str]
+    """Kinds that the model takes, too, and why this installation does not."""
 
     @property
     def encoders(self) -> dict[str, Encoder]:
@@ -117,27 +120,30 @@ def media_spec(
     formats = next(FORMATS[name] for name in hf_config["architectures"] if name in FORMATS)
     encoders = _encoders(architecture, config, options)
     settings = options.mm_processor_kwargs or {}
+    loaded, missing = _loaded(formats)
+    if not loaded:
+        raise UnsupportedModelError(f"{architecture.__name__}: {' '.join(missing.values())}")
     made: dict[str, KindSpec] = {}
-    try:
-        check_settings(formats, settings)
-        for name, known in formats.items():
-            kind = _kind(architecture, name)
-            processor = known.load(read_preprocessor_config(folder, name), config)
+    for name, kind in loaded.items():
+        known = formats[name]
+        processor = known.load(read_preprocessor_config(folder, name), config)
+        try:
+            check_settings(formats, settings)
             processor = known.with_settings(processor, settings)
-            made[name] = KindSpec(
-                kind=kind,
-                format=known,
-                processor=processor,
-                encoder=encoders[name],
-                encoded_as=next(k for k, encoder in encoders.items() if encoder == encoders[name]),
-                token=vars(config)[f"{name}_token"],
-                limit=(options.limit_mm_per_prompt or {}).get(name, MOST_MEDIA),
-                max_tokens=min(processor.max_tokens, config.max_model_len),
-            )
-    except ValueError as error:  # MediaError is one, of settings here
-        raise OptionError(str(error)) from error
+        except MediaError as error:
+            raise OptionError(str(error)) from error
+        made[name] = KindSpec(
+            kind=kind,
+            format=known,
+            processor=processor,
+            encoder=encoders[name],
+            encoded_as=next(k for k in loaded if encoders[k] == encoders[name]),
+            token=vars(config)[f"{name}_token"],
+            limit=(options.limit_mm_per_prompt or {}).get(name, MOST_MEDIA),
+            max_tokens=min(processor.max_tokens, config.max_model_len),
+        )
     _check_image_options(options, made.get("image"))
-    return MediaSpec(made)
+    return MediaSpec(made, missing)
 
 
 def feature_rows(width: int, itemsize: int, max_model_len: int, gigabytes: float) -> int:
@@ -151,14 +157,19 @@ def feature_rows(width: int, itemsize: int, max_model_len: int, gigabytes: float
     return -(-rows // PAGE) * PAGE
 
 
-def _kind(architecture: type[Any], name: str) -> "Kind":
-    try:
-        return kinds.load(name)
-    except ImportError as error:  # of what models of text do without
-        raise UnsupportedModelError(
-            f"{architecture.__name__} takes {kinds.NOUNS[name]}, and what decodes them is not "
-            f"installed ({error}): pip install 'quire[{_EXTRAS[name]}]'."
-        ) from error
+def _loaded(names: Iterable[str]) -> "tuple[dict[str, Kind], dict[str, str]]":
+    """The kinds for which all is installed, and for each of the others what to do about it."""
+    loaded: dict[str, Kind] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            loaded[name] = kinds.load(name)
+        except ImportError as error:  # of what models of text do without
+            missing[name] = (
+                f"It takes {kinds.NOUNS[name]}, and what decodes them is not installed ({error}): "
+                f"pip install 'quire[{_EXTRAS[name]}]'."
+            )
+    return loaded, missing
 
 
 def _check_asks_for_no_media(options: EngineOptions) -> None:

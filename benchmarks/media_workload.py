@@ -23,7 +23,7 @@ import numpy as np
 
 from quire import Engine, SamplingParams
 from quire.engine.media_inputs import MediaInputs
-from quire.multimodal.kinds import NOUNS
+from quire.multimodal.names import NOUNS
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 

@@ -92,7 +92,7 @@ class Encoding:
     """The program that makes features of media, in one of its sizes."""
 
     kind: str
-    """Of its media, as in `multimodal.kinds.KINDS`."""
+    """Of its media, as in `multimodal.names.KINDS`."""
     units: int
     """What it takes, as the model's encoder counts: pictures, crops, patches or clips."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ChatTemplateError, OptionError, PromptError
-from ..multimodal.kinds import KINDS
+from ..multimodal.names import KINDS
 from .chat_media import is_media_part, show_media
 
 if TYPE_CHECKING:

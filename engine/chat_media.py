@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PromptError
-from ..multimodal.kinds import KINDS
+from ..multimodal.names import KINDS
 
 if TYPE_CHECKING:
     from ..multimodal.processors import MediaFormat

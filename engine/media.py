@@ -30,7 +30,7 @@ class Opened(NamedTuple):
     """A medium of which it is known how many features it has."""
 
     kind: str
-    """As in `multimodal.kinds.KINDS`."""
+    """As in `multimodal.names.KINDS`."""
     num_tokens: int
     grid: Grid | None
     preparing: "Future[Prepared]"
@@ -43,7 +43,7 @@ class Medium:
     start: int
     """Index of its first placeholder token."""
     kind: str
-    """As in `multimodal.kinds.KINDS`."""
+    """As in `multimodal.names.KINDS`."""
     num_tokens: int
     """Placeholder tokens, one a feature."""
     grid: Grid | None

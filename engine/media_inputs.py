@@ -14,8 +14,8 @@ import numpy as np
 from ..errors import OptionError, PromptError
 from ..multimodal.errors import MediaError
 from ..multimodal.image import ImageFeatureData, ImagePixelData
-from ..multimodal.kinds import NOUNS
 from ..multimodal.media import fetch
+from ..multimodal.names import NOUNS
 from ..multimodal.policy import MediaPolicy
 from .media import Medium, Opened, Prepared, done
 from .media_spec import KindSpec, MediaSpec

@@ -9,6 +9,7 @@ from ..errors import OptionError, UnsupportedModelError
 from ..models.config import TextConfig
 from ..multimodal import kinds
 from ..multimodal.errors import MediaError
+from ..multimodal.names import NOUNS
 from ..multimodal.processors import FORMATS, check_settings
 from .buckets import Encoding, ladder
 from .checkpoint import read_preprocessor_config
@@ -166,7 +167,7 @@ def _loaded(names: Iterable[str]) -> "tuple[dict[str, Kind], dict[str, str]]":
             loaded[name] = kinds.load(name)
         except ImportError as error:  # of what models of text do without
             missing[name] = (
-                f"It takes {kinds.NOUNS[name]}, and what decodes them is not installed ({error}): "
+                f"It takes {NOUNS[name]}, and what decodes them is not installed ({error}): "
                 f"pip install 'quire[{_EXTRAS[name]}]'."
             )
     return loaded, missing

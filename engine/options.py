@@ -5,7 +5,7 @@ import math
 from typing import Any, Literal, get_args
 
 from ..errors import OptionError, nearest
-from ..multimodal.kinds import KINDS
+from ..multimodal.names import KINDS
 
 LoadFormat = Literal["auto", "dummy"]
 GenerationConfig = Literal["auto", "vllm"]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import PromptError
-from ..multimodal.kinds import NOUNS
+from ..multimodal.names import NOUNS
 
 Places = list[tuple[int, int]]
 """For each placeholder in the prompt: the index of its first token, and which medium it is."""

@@ -6,6 +6,7 @@ from typing import Any
 from ..errors import UnsupportedModelError, nearest
 from .llama import Llama
 from .llava import Llava
+from .llava_onevision import LlavaOnevision
 from .mistral import Mistral
 from .opt import OPT
 from .phi3 import Phi3
@@ -18,6 +19,7 @@ from .qwen3 import Qwen3
 ARCHITECTURES: dict[str, type[Any]] = {
     "LlamaForCausalLM": Llama,
     "LlavaForConditionalGeneration": Llava,
+    "LlavaOnevisionForConditionalGeneration": LlavaOnevision,
     "MistralForCausalLM": Mistral,
     "OPTForCausalLM": OPT,
     "Phi3ForCausalLM": Phi3,

@@ -1,4 +1,4 @@
-"""The audio tower of Whisper (arXiv:2212.04356), as Qwen2-Audio uses it."""
+"""The audio tower of Whisper (arXiv:2212.04356), as Qwen2-Audio and Ultravox use it."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -161,7 +161,10 @@ class WhisperTower(nnx.Module):
 
     @jax.named_scope("audio")
     def __call__(
-        self, mels: Float[Array, "N M T"], frames: Int[Array, " N"]
+        self,
+        mels: Float[Array, "N M T"],
+        frames: Int[Array, " N"],
+        ends: Int[Array, " N"] | None = None,
     ) -> Float[Array, "N R E"]:
         """Outputs of each clip, those of padding last and without meaning; R is the config's
         `num_rows`. Clips do not hear each other.
@@ -169,8 +172,13 @@ class WhisperTower(nnx.Module):
         Args:
             mels: log-mel spectrograms; M and T are the config's `num_mel_bins` and `num_frames`.
             frames: how many of a clip's frames are not padding.
+            ends: where a clip ends for the convolutions, at `frames` or after; its mels are zeros
+                from there on. None is T.
         """
         x = jax.nn.gelu(self.conv1(windows(mels.swapaxes(1, 2), 1)), approximate=False)
+        if ends is not None:
+            there = jnp.arange(x.shape[1])[None] < ends[:, None]
+            x = jnp.where(there[..., None], x, jnp.zeros_like(x))
         x = jax.nn.gelu(self.conv2(windows(x, STRIDE)), approximate=False)
         x = x + self.positions[...][None]
         real = jnp.arange(x.shape[1])[None] * STRIDE < frames[:, None]

@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("image", "video", "audio")
-"""As prompts name them."""
-NOUNS = {"image": "pictures", "video": "videos", "audio": "sounds"}
-"""As messages to users do."""
+from .names import KINDS
 
 
 @dataclasses.dataclass(frozen=True)

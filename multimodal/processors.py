@@ -92,6 +92,25 @@ def _clip(hf: HfConfig, config: Any) -> Any:
     return processor
 
 
+def _llava_onevision(hf: HfConfig, config: Any) -> Any:
+    from .llava_onevision import LlavaOnevisionImages
+
+    return LlavaOnevisionImages.from_hf(
+        hf,
+        side=config.vision.image_size,
+        along=config.vision.along,
+        pinpoints=config.pinpoints,
+        max_squares=config.max_squares,
+    )
+
+
+def _llava_onevision_video(hf: HfConfig, config: Any) -> Any:
+    from .llava_onevision import LlavaOnevisionVideos
+
+    vision = config.vision
+    return LlavaOnevisionVideos.from_hf(hf, side=vision.image_size, along=vision.along)
+
+
 def _phi3_v(hf: HfConfig, config: Any) -> Any:
     from .phi3_v import Phi3VImages
 
@@ -121,6 +140,10 @@ def _whisper(hf: HfConfig, config: Any) -> Any:
 
 FORMATS: dict[str, dict[str, MediaFormat]] = {
     "LlavaForConditionalGeneration": {"image": MediaFormat(_clip, "<image>")},
+    "LlavaOnevisionForConditionalGeneration": {
+        "image": MediaFormat(_llava_onevision, "<image>"),
+        "video": MediaFormat(_llava_onevision_video, "<video>", ("num_frames", "fps")),
+    },
     "Phi3VForCausalLM": {"image": MediaFormat(_phi3_v, "<|image_{}|>", ("num_crops",))},
     "Qwen2AudioForConditionalGeneration": {
         "audio": MediaFormat(_whisper, "<|audio_bos|><|AUDIO|><|audio_eos|>")

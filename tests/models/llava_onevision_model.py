@@ -1,4 +1,4 @@
-"""The LLaVA-OneVision of `scripts/make_llava_onevision_fixtures.py`, and what was computed of it."""
+"""LLaVA-OneVision of `scripts/make_llava_onevision_fixtures.py`, and what was computed of it."""
 
 import dataclasses
 import functools
@@ -9,7 +9,12 @@ import numpy as np
 from PIL import Image
 from tests.models.conftest import ReferenceModel, encode, load_checkpoint, read_json
 
-from quire.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
+from quire.models.llava_onevision import (
+    LlavaOnevision,
+    LlavaOnevisionConfig,
+    PictureEncoder,
+    VideoEncoder,
+)
 from quire.multimodal.llava_onevision import (
     Frames,
     LlavaOnevisionImages,
@@ -71,8 +76,20 @@ def frames(name: str) -> Frames:
     return videos()(EXPECTED[f"{name}/frames"])
 
 
+def picture_encoder() -> PictureEncoder:
+    encoder = LlavaOnevision.encoders(load().config)["image"]
+    assert isinstance(encoder, PictureEncoder)
+    return encoder
+
+
+def video_encoder() -> VideoEncoder:
+    encoder = LlavaOnevision.encoders(load().config)["video"]
+    assert isinstance(encoder, VideoEncoder)
+    return encoder
+
+
 def encoded(kind: str, media: list[Any], size: int) -> np.ndarray:
     """Rows of one run of the tower."""
     model = load()
-    inputs = LlavaOnevision.encoders(model.config)[kind].inputs(media, size)
-    return np.asarray(encode(model.graphdef, model.params, inputs))
+    encoder: Any = {"image": picture_encoder, "video": video_encoder}[kind]()
+    return np.asarray(encode(model.graphdef, model.params, encoder.inputs(media, size)))

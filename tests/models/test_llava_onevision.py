@@ -20,7 +20,9 @@ from tests.models.llava_onevision_model import (
     frames,
     images,
     load,
+    picture_encoder,
     tiles,
+    video_encoder,
     videos,
 )
 
@@ -33,11 +35,11 @@ from quire.models.squares import Blend, blended
 from quire.multimodal.llava_onevision import Frames, Tiles
 
 TOLERANCE = 1e-4
-VIDEO_TOLERANCE = 0.02
-"""The reference scales frames by another library, which rounds some pixels otherwise."""
+VIDEO_TOLERANCE = 0.01
+"""Of a feature's size: the reference scales frames by a library that rounds some otherwise."""
 CHUNK = 24
 """Tokens of a row in one step: less than a picture has."""
-SIZES = {"wide": 3, "tall": 3, "small": 2, "thin": 4, "large": 10}
+SIZES = {"wide": 5, "tall": 3, "small": 2, "thin": 4, "large": 10}
 """Tiles."""
 
 
@@ -47,16 +49,15 @@ def reference_frames(name: str) -> Frames:
 
 
 def rows_of(prompt: str) -> np.ndarray:
-    """Features of a prompt's media, of each kind in one run."""
+    """Features of a prompt's pictures, from one run, and of its videos; and a row of no use."""
     names = list(map(str, EXPECTED[f"{prompt}/media"]))
     tiled = prompt != "several"
     pictures = [tiles(name, tiled) for name in names if name in PICTURES]
     clips = [EXPECTED[f"{name}/features"] for name in names if name in VIDEOS]
     units = sum(len(one.pixels) for one in pictures)
-    rows = encoded("image", pictures, units + 1) if pictures else np.zeros((0, 32), np.float32)
-    encoder = LlavaOnevision.encoders(load().config)["image"]
-    rows = rows[: sum(map(encoder.num_tokens, pictures))]
-    return np.concatenate([rows, *clips])
+    encoder = picture_encoder()
+    rows = encoded("image", pictures, units + 1)[: sum(map(encoder.num_tokens, pictures))]
+    return np.concatenate([rows, *clips, np.full((1, 32), 9, np.float32)])
 
 
 def shown(prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,7 +65,7 @@ def shown(prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     tokens, config = EXPECTED[f"{prompt}/prompt"], load().config
     rows = rows_of(prompt)
     here = np.isin(tokens, (config.image_token, config.video_token))
-    assert here.sum() == len(rows)
+    assert here.sum() == len(rows) - 1
     return tokens, rows, np.where(here, np.cumsum(here) - 1, len(rows))
 
 
@@ -86,7 +87,7 @@ def test_features_of_pictures(name: str) -> None:
     """The large one is scaled down, and others lose padding above or beside them."""
     medium, expected = tiles(name), EXPECTED[f"{name}/features"]
     assert len(medium.pixels) == SIZES[name]
-    encoder = LlavaOnevision.encoders(load().config)["image"]
+    encoder = picture_encoder()
     assert encoder.num_tokens(medium) == len(expected)
     rows = encoded("image", [medium], SIZES[name])
     assert rows.shape == (encoder.num_rows(SIZES[name]), 32)
@@ -97,7 +98,7 @@ def test_the_fixture_scales_one_down_and_cuts_padding_off_both_ways() -> None:
     kept, shown = tiles("large").kept, tiles("large").shown
     assert kept[0] * kept[1] > 3 * 25 * 1.21
     assert shown[0] * shown[1] <= 3 * 25
-    assert tiles("wide").kept == tiles("wide").shown
+    assert tiles("wide").kept == tiles("wide").shown == (6, 10)
     assert tiles("thin").kept[0] < 5 * tiles("thin").grid[0]
     assert tiles("tall").kept[1] < 5 * tiles("tall").grid[1]
 
@@ -121,12 +122,12 @@ def test_features_of_a_video() -> None:
 def test_features_of_a_video_as_it_is_prepared(name: str) -> None:
     expected = EXPECTED[f"{name}/features"]
     rows = encoded("video", [frames(name)], 6)[: len(expected)]
-    assert np.abs(rows - expected).mean() < VIDEO_TOLERANCE
+    assert np.abs(rows - expected).mean() < VIDEO_TOLERANCE * np.abs(expected).mean()
     np.testing.assert_allclose(rows[-1], expected[-1], rtol=0, atol=1e-6)
 
 
 def test_frames_that_are_encoded_apart_are_as_together() -> None:
-    encoder = LlavaOnevision.encoders(load().config)["video"]
+    encoder = video_encoder()
     parts = encoder.parts(frames("film"))
     assert [encoder.num_tokens(part) for part in parts] == [9, 9, 9, 9, 10]
     assert [encoder.units(part) for part in parts] == [1] * 5
@@ -138,7 +139,7 @@ def test_frames_that_are_encoded_apart_are_as_together() -> None:
 def test_pictures_of_one_run_are_as_alone_and_padding_changes_none() -> None:
     names = ("small", "large", "thin")
     media = [*map(tiles, names), tiles("wide", tiled=False)]
-    encoder = LlavaOnevision.encoders(load().config)["image"]
+    encoder = picture_encoder()
     rows = encoded("image", media, 20)
     assert np.isfinite(rows).all()
     ends = np.cumsum(list(map(encoder.num_tokens, media)))
@@ -211,7 +212,7 @@ def test_text_alone_runs_as_qwen_2() -> None:
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_inputs_have_the_shapes_that_size_gives(kind: str) -> None:
-    encoder = LlavaOnevision.encoders(load().config)[kind]
+    encoder: Any = picture_encoder() if kind == "image" else video_encoder()
     medium: Any = tiles("thin") if kind == "image" else frames("clip")
     inputs, shapes = encoder.inputs([medium], 6), encoder.abstract(6)
     assert {n: (a.shape, a.dtype) for n, a in inputs.items()} == {
@@ -229,7 +230,7 @@ def test_inputs_have_the_shapes_that_size_gives(kind: str) -> None:
 
 def test_any_picture_fits_into_the_largest_run() -> None:
     """Whatever its lines, of which a grid of one column has most."""
-    encoder = LlavaOnevision.encoders(load().config)["image"]
+    encoder = picture_encoder()
     assert encoder.size_for(1) == 10 == load().config.most_tiles
     assert encoder.size_for(25 * 64 + 24) == 64
     column = Tiles(np.zeros((4, 3, 38, 38), np.float32), (3, 1), (15, 5), (15, 5))
@@ -239,7 +240,7 @@ def test_any_picture_fits_into_the_largest_run() -> None:
 
 
 def test_as_many_frames_fit_as_have_so_many_tokens() -> None:
-    encoder = LlavaOnevision.encoders(load().config)["video"]
+    encoder = video_encoder()
     assert [encoder.size_for(tokens) for tokens in (1, 46, 90, 100)] == [4, 5, 10, 11]
     parts = encoder.parts(frames("film"))[-1:] * 4
     assert encoder.num_rows(4) == sum(map(encoder.num_tokens, parts))
@@ -247,7 +248,7 @@ def test_as_many_frames_fit_as_have_so_many_tokens() -> None:
 
 
 def test_media_that_do_not_fit_are_refused() -> None:
-    encoder = LlavaOnevision.encoders(load().config)["image"]
+    encoder = picture_encoder()
     with pytest.raises(ValueError, match="run of 5 squares is asked for media of 6"):
         encoder.inputs([tiles("thin"), tiles("small")], 5)
     other = Tiles(np.zeros((2, 3, 38, 35), np.float32), (1, 1), (5, 5), (5, 5))

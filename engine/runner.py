@@ -112,7 +112,7 @@ class ModelRunner:
 
     def encode(self, media: "list[tuple[Medium, np.ndarray]]") -> None:
         """Writes the features of media to their rows, ahead of the next step."""
-        if (spec := self._spec.media) is None:
+        if (spec := self._spec.media) is None or not media:
             return
         for name, encoder in spec.encoders.items():
             sizes = [one.units for one in self._config.encodings if one.kind == name]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ModelConfigError
+from ..errors import ModelConfigError, UnsupportedModelError
 
 HfConfig = Mapping[str, Any]
 
@@ -82,6 +82,25 @@ def part(hf: HfConfig, name: str, default: HfConfig) -> HfConfig:
             "with the fields of that part of the model. Correct the file."
         )
     return fields
+
+
+def part_of_kind(hf: HfConfig, name: str, kind: str, whole: str) -> dict[str, Any]:
+    """The fields of the part `name` that are given, which must be a model of `kind`.
+
+    Args:
+        whole: what it is a part of, with an article.
+
+    Raises:
+        ModelConfigError: it is no object.
+        UnsupportedModelError: it is another model.
+    """
+    fields = part(hf, name, {})
+    if (given := text(fields, "model_type", kind)) != kind:
+        raise UnsupportedModelError(
+            f"The {name} in the model's config.json has the model_type {given!r}; only {kind!r} is "
+            f"supported in {whole}. Use a model made of that."
+        )
+    return {field: value for field, value in fields.items() if value is not None}
 
 
 def tied(*levels: HfConfig) -> bool:

@@ -14,11 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..errors import ModelConfigError, UnsupportedModelError
-from . import clip, hf_config
-from .checkpoint_map import CheckpointMap, Piece, renamed
+from . import clip, hf_config, projector
+from .checkpoint_map import CheckpointMap, renamed
 from .clip import CHANNELS, ClipConfig, ClipTower
-from .layers import ACTIVATIONS, Linear, check_activation
+from .layers import check_activation
 from .llama import Llama, LlamaConfig
+from .projector import Projector
 
 _TEXT_DEFAULTS = {
     "vocab_size": 32000,
@@ -148,21 +149,6 @@ class LlavaEncoder:
         return {self.name: jax.ShapeDtypeStruct((size, *self.picture_shape), np.float32)}
 
 
-class Projector(nnx.Module):
-    """From features of the tower to embeddings of the text."""
-
-    def __init__(self, config: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        inner, size = config.vision.feature_size, config.hidden_size
-        make = {"bias": config.projector_bias, "dtype": dtype, "rngs": rngs}
-        self.up = Linear(inner, size, ("mlp", "vision_embed"), **make)
-        self.down = Linear(size, size, ("embed", "mlp"), **make)
-        self.activation = config.projector_activation
-
-    @jax.named_scope("projector")
-    def __call__(self, x: Float[Array, "*N V"]) -> Float[Array, "*N E"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
-
-
 class Llava(Llama):
     """`LlavaForConditionalGeneration` with Llama as its text model."""
 
@@ -173,7 +159,14 @@ class Llava(Llama):
     def __init__(self, config: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         super().__init__(config, dtype=dtype, rngs=rngs)
         self.vision = ClipTower(config.vision, dtype=dtype, rngs=rngs)
-        self.projector = Projector(config, dtype=dtype, rngs=rngs)
+        self.projector = Projector(
+            config.vision.feature_size,
+            config.hidden_size,
+            config.projector_activation,
+            bias=config.projector_bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.full = config.full
 
     def encode(self, inputs: Mapping[str, Array]) -> Float[Array, "F E"]:
@@ -207,10 +200,7 @@ class Llava(Llama):
         assert isinstance(config, LlavaConfig)
         text = super().checkpoint_map(config)
         pieces = [*text.pieces, *clip.pieces(config.vision, "vision_tower", "vision")]
-        for tensor, param in (("linear_1", "up"), ("linear_2", "down")):
-            for kind in ("weight", "bias") if config.projector_bias else ("weight",):
-                name = f"multi_modal_projector.{tensor}.{kind}"
-                pieces.append(Piece(name, f"projector.{param}.{kind}"))
+        pieces += projector.pieces(config.projector_bias)
         ignored = text.ignored + clip.ignored(config.vision, "vision_tower")
         return CheckpointMap(tuple(pieces), ignored, canonical)
 

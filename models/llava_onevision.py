@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -20,23 +19,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..errors import ModelConfigError, UnsupportedModelError
-from . import hf_config, siglip
+from . import hf_config, projector, qwen2, siglip
 from .checkpoint_map import CheckpointMap, Piece, renamed
-from .layers import ACTIVATIONS, Linear, check_activation, weight
+from .layers import check_activation, weight
 from .llama import LlamaConfig, canonical_name
+from .projector import Projector
 from .qwen2 import Qwen2, Qwen2Config
 from .siglip import SiglipConfig, SiglipTower
 from .squares import Blend, SquareEncoder, SquaresLike, blended
 
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-}
 _SO400M: dict[str, Any] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -91,15 +82,11 @@ class LlavaOnevisionConfig(Qwen2Config):
 
 
 def _text_config(hf: hf_config.HfConfig) -> dict[str, Any]:
-    text = hf_config.part(hf, "text_config", {})
-    if (kind := hf_config.text(text, "model_type", "qwen2")) != "qwen2":
-        raise UnsupportedModelError(
-            f"The text_config in the model's config.json has the model_type {kind!r}; only 'qwen2' "
-            "is supported in a LlavaOnevisionForConditionalGeneration. Use a model made of that."
-        )
-    given = {name: value for name, value in text.items() if value is not None}
+    text = hf_config.part_of_kind(
+        hf, "text_config", "qwen2", "a LlavaOnevisionForConditionalGeneration"
+    )
     tied = {"tie_word_embeddings": hf_config.tied(hf, text)}
-    return {**_TEXT_DEFAULTS, **given, "architectures": hf.get("architectures"), **tied}
+    return {**qwen2.DEFAULTS, **text, "architectures": hf.get("architectures"), **tied}
 
 
 def _require_only(hf: hf_config.HfConfig) -> None:
@@ -147,21 +134,6 @@ def _max_squares(hf: hf_config.HfConfig) -> int:
     return int(found[1])
 
 
-class Projector(nnx.Module):
-    """From features of the tower to embeddings of the text."""
-
-    def __init__(self, config: LlavaOnevisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        inner, size = config.vision.feature_size, config.hidden_size
-        make = {"bias": config.projector_bias, "dtype": dtype, "rngs": rngs}
-        self.up = Linear(inner, size, ("mlp", "vision_embed"), **make)
-        self.down = Linear(size, size, ("embed", "mlp"), **make)
-        self.activation = config.projector_activation
-
-    @jax.named_scope("projector")
-    def __call__(self, x: Float[Array, "*N V"]) -> Float[Array, "*N E"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
-
-
 class LlavaOnevision(Qwen2):
     """`LlavaOnevisionForConditionalGeneration` with Qwen 2 as its text model."""
 
@@ -172,7 +144,14 @@ class LlavaOnevision(Qwen2):
     def __init__(self, config: LlavaOnevisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         super().__init__(config, dtype=dtype, rngs=rngs)
         self.vision = SiglipTower(config.vision, dtype=dtype, rngs=rngs)
-        self.projector = Projector(config, dtype=dtype, rngs=rngs)
+        self.projector = Projector(
+            config.vision.feature_size,
+            config.hidden_size,
+            config.projector_activation,
+            bias=config.projector_bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.newline = weight((config.hidden_size,), ("embed",), dtype=dtype, rngs=rngs)
 
     def encode(self, inputs: Mapping[str, Array]) -> Float[Array, "F E"]:
@@ -201,10 +180,7 @@ class LlavaOnevision(Qwen2):
         assert isinstance(config, LlavaOnevisionConfig)
         text = super().checkpoint_map(config)
         pieces = [*text.pieces, *siglip.pieces(config.vision, "vision_tower", "vision")]
-        for tensor, param in (("linear_1", "up"), ("linear_2", "down")):
-            for kind in ("weight", "bias") if config.projector_bias else ("weight",):
-                name = f"multi_modal_projector.{tensor}.{kind}"
-                pieces.append(Piece(name, f"projector.{param}.{kind}"))
+        pieces += projector.pieces(config.projector_bias)
         pieces.append(Piece("image_newline", "newline"))
         ignored = text.ignored + siglip.ignored(config.vision, "vision_tower")
         return CheckpointMap(tuple(pieces), ignored, canonical)

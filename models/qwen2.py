@@ -8,6 +8,16 @@ from . import hf_config
 from .llama import Llama, LlamaConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}
+"""What `transformers` takes where a file that is not of Qwen's own does not say."""
 
 
 @dataclasses.dataclass(frozen=True)

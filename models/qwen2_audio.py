@@ -10,8 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..errors import ModelConfigError, UnsupportedModelError
-from . import hf_config, whisper
+from ..errors import ModelConfigError
+from . import hf_config, qwen2, whisper
 from .checkpoint_map import CheckpointMap, renamed, with_bias
 from .layers import Linear
 from .llama import LlamaConfig, canonical_name
@@ -20,17 +20,7 @@ from .whisper import WhisperConfig, WhisperTower
 
 _POOL = 2
 """States of the tower whose mean becomes one feature."""
-_TEXT_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-}
+_TEXT_DEFAULTS = {**qwen2.DEFAULTS, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
 _AUDIO_DEFAULTS: dict[str, Any] = {
     "d_model": 1280,
     "encoder_attention_heads": 20,
@@ -52,28 +42,16 @@ class Qwen2AudioConfig(Qwen2Config):
 
     @classmethod
     def _fields(cls, hf: hf_config.HfConfig, max_model_len: int | None) -> dict[str, Any]:
-        text = _part(hf, "text_config", "qwen2", _TEXT_DEFAULTS)
+        whole = "a Qwen2AudioForConditionalGeneration"
+        text = _TEXT_DEFAULTS | hf_config.part_of_kind(hf, "text_config", "qwen2", whole)
         text["architectures"] = hf.get("architectures")
         text["tie_word_embeddings"] = hf_config.tied(hf, text)
         fields = super()._fields(text, max_model_len)
-        audio = _part(hf, "audio_config", "qwen2_audio_encoder", {})
+        audio = hf_config.part_of_kind(hf, "audio_config", "qwen2_audio_encoder", whole)
         return fields | {
             "audio": WhisperConfig.from_hf(audio, _AUDIO_DEFAULTS, _POOL),
             "audio_token": hf_config.token(hf, "audio", 151646, fields["vocab_size"]),
         }
-
-
-def _part(
-    hf: hf_config.HfConfig, name: str, kind: str, defaults: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The fields of the part `name`, which must be a model of `kind`, over `defaults`."""
-    part = hf_config.part(hf, name, {})
-    if (given := hf_config.text(part, "model_type", kind)) != kind:
-        raise UnsupportedModelError(
-            f"The {name} in the model's config.json has the model_type {given!r}; only {kind!r} "
-            "is supported in a Qwen2AudioForConditionalGeneration. Use a model made of that."
-        )
-    return {**defaults, **{field: value for field, value in part.items() if value is not None}}
 
 
 class ClipLike(Protocol):

@@ -83,19 +83,14 @@ class UltravoxConfig(LlamaConfig):
 
 def _part(hf: hf_config.HfConfig, name: str, kind: str) -> dict[str, Any]:
     """The fields of the part `name` that are given, which must be a model of `kind`."""
-    part = hf_config.part(hf, f"{name}_config", {})
-    if not part and (source := hf.get(f"{name}_model_id")) is not None:
+    given = hf_config.part(hf, f"{name}_config", {})
+    if not given and (source := hf.get(f"{name}_model_id")) is not None:
         raise ModelConfigError(
             f"The model's config.json has no '{name}_config' but the '{name}_model_id' {source!r}: "
             "that part is a model of its own. Put the fields of its config.json there as "
             f"'{name}_config', and its tensors in the checkpoint."
         )
-    if (given := hf_config.text(part, "model_type", kind)) != kind:
-        raise UnsupportedModelError(
-            f"The {name}_config in the model's config.json has the model_type {given!r}; only "
-            f"{kind!r} is supported in an UltravoxModel. Use a model made of that."
-        )
-    return {field: value for field, value in part.items() if value is not None}
+    return hf_config.part_of_kind(hf, f"{name}_config", kind, "an UltravoxModel")
 
 
 def _check_projector(hf: hf_config.HfConfig) -> None:

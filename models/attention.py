@@ -1,4 +1,4 @@
-"""The seam every architecture's attention goes through: paged with a cache, causal without."""
+"""The seam attention goes through: paged with a cache, causal without, in a tower by segments."""
 
 import functools
 import logging
@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from ..pallas_kernels import block_reference, reference
+from ..pallas_kernels import block_reference, reference, segment_reference
 from . import hopper
 from .batch import TokenBatch
 from .layers import precision
@@ -84,6 +84,32 @@ def attend_rotary(
     return _over_pages(paged, q, cache, batch, **options), cache
 
 
+@jax.named_scope("segment_attention")
+def attend_segments(
+    q: Float[Array, "N H D"],
+    k: Float[Array, "N H D"],
+    v: Float[Array, "N H D"],
+    segments: Int[Array, " N"],
+    *,
+    scale: float,
+) -> Float[Array, "N H D"]:
+    """Attention of each query over all keys of its segment, in both directions.
+
+    Args:
+        segments: the same number throughout a segment; padding, 0, gives zeros. N is a multiple of
+            `segment_reference.BLOCK`.
+        scale: factor of the products of queries and keys.
+    """
+    size = q.shape[-1]
+    if _why_not(jax.default_backend(), str(q.dtype), size, groups=1) is not None:
+        return segment_reference.segment_attention(q, k, v, segments, scale=scale)
+    from ..pallas_kernels import hopper_segments  # slow to import
+
+    q, k, v = (_widen(x, _known_size(size)) for x in (q, k, v))
+    out = hopper_segments.segment_attention(q, k, v, segments, scale=scale)
+    return out[..., :size]
+
+
 def split_heads(qkv: Float[Array, "T Hkv G+2 D"]) -> tuple[Array, Array, Array]:
     """q [T, Hkv * G, D], k and v [T, Hkv, D]."""
     q = qkv[:, :, :-2]
@@ -105,7 +131,12 @@ def pool_layout(backend: str, dtype: str, head_dim: int, groups: int) -> PoolLay
     _announce(dtype, head_dim, reason)
     if reason is not None:
         return PoolLayout(head_dim, 16)
-    return PoolLayout(next(size for size in _SIZES if size >= head_dim), 64)
+    return PoolLayout(_known_size(head_dim), 64)
+
+
+def _known_size(size: int) -> int:
+    """The smallest head size that the kernels know and that is no smaller."""
+    return next(known for known in _SIZES if known >= size)
 
 
 def _widen(x: Float[Array, "T H D"], size: int) -> Float[Array, "T H {size}"]:

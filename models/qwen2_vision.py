@@ -18,14 +18,13 @@ from jaxtyping import Array, Float, Int
 
 from ..errors import ModelConfigError, UnsupportedModelError
 from ..pallas_kernels.block_reference import rotate
+from ..pallas_kernels.segment_reference import BLOCK
 from . import hf_config
-from .attention import Rotary
+from .attention import Rotary, attend_segments
 from .checkpoint_map import Piece, with_bias
 from .functional import run_layer
-from .layers import ACTIVATIONS, LayerNorm, Linear, check_activation, matmul, precision, weight
+from .layers import ACTIVATIONS, LayerNorm, Linear, check_activation, matmul, weight
 
-BLOCK = 256
-"""Patches whose scores exist at a time; a run has a multiple of it."""
 _NORM_EPS = 1e-6
 _DEFAULTS: dict[str, Any] = {
     "depth": 32,
@@ -157,34 +156,6 @@ class Qwen2VisionAttention(nnx.Module):
         return self.out(y.reshape(x.shape))
 
 
-def attend_segments(
-    q: Float[Array, "N H D"],
-    k: Float[Array, "N H D"],
-    v: Float[Array, "N H D"],
-    segments: Int[Array, " N"],
-    *,
-    scale: float,
-) -> Float[Array, "N H D"]:
-    """Attention of each query over all keys of its segment, in both directions.
-
-    N must be a multiple of BLOCK. The scores of one block of queries exist at a time.
-    """
-    exact = precision(q.dtype)
-
-    def attend_block(block: tuple[Array, Array]) -> Array:
-        queries, own = block
-        scores = jnp.einsum(
-            "qhd,khd->hqk", queries, k, precision=exact, preferred_element_type=jnp.float32
-        )
-        visible = own[:, None] == segments[None, :]
-        scores = jnp.where(visible[None], scores * scale, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.einsum("hqk,khd->qhd", weights, v, precision=exact)
-
-    blocks = q.reshape(-1, BLOCK, *q.shape[1:]), segments.reshape(-1, BLOCK)
-    return jax.lax.map(attend_block, blocks).reshape(q.shape)
-
-
 class Qwen2VisionLayer(nnx.Module):
     """One pre-norm transformer block."""
 
@@ -243,7 +214,7 @@ class Qwen2VisionTower(nnx.Module):
         Args:
             patches: normalized pixels; channels, frames, rows, columns.
             positions: row and column of each patch in its picture.
-            segments: patches see those of the same number.
+            segments: patches see those of the same number; 0 is padding.
         """
         x, rotary = self.patch_embed(patches), self._rotary(positions)
         for layer in self.layers:

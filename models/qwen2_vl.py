@@ -13,13 +13,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ..pallas_kernels.segment_reference import BLOCK
 from . import hf_config, mrope, rope
 from .attention import Rotary
 from .batch import TokenBatch
 from .checkpoint_map import CheckpointMap
 from .llama import LlamaConfig, canonical_name
 from .qwen2 import Qwen2, Qwen2Config
-from .qwen2_vision import BLOCK, Qwen2VisionConfig, Qwen2VisionTower, tower_pieces
+from .qwen2_vision import Qwen2VisionConfig, Qwen2VisionTower, tower_pieces
 
 _TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 152064,

@@ -14,14 +14,14 @@ a prompt was cut into chunks, nor on what else is in the step.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from .prefill_tiles import Tile, tiles, with_blocks
 
@@ -39,11 +39,13 @@ _STAGES = 6
 """Blocks of keys or values in shared memory, if it can hold them."""
 _SHARED_BYTES = 225 * 1024
 """Of a thread block, less what barriers and alignment take."""
+_ROW = plgpu.Layout.WGMMA.reduce(1)
+"""One number for each row of a warpgroup."""
 _LOWEST = -1e30
 _LOG2_E = math.log2(math.e)
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What is fixed when the kernel is compiled."""
 
     width: int
@@ -55,6 +57,14 @@ class _Plan(NamedTuple):
     window: int | None
     soft_cap: float | None
     interpret: bool
+    ranged: bool = False
+    """Whether a query sees a range of keys of its own, rather than those before it."""
+
+    @classmethod
+    def of_ranges(cls, width: int, heads: int, scale: float, interpret: bool) -> Self:
+        """For one row whose keys lie in order, and as many of their heads as of queries."""
+        plan = cls(width, 1, heads, 0, scale, None, None, interpret, ranged=True)
+        return plan._replace(page=plan.keys)
 
     @property
     def members(self) -> int:
@@ -162,7 +172,7 @@ def paged_prefill(
     count, heads, width = q.shape
     _, page, kv_heads, _ = k_pool.shape
     options = scale, window, soft_cap, interpret
-    plan = _Plan(width, heads // kv_heads, heads, page, *options)
+    plan = Plan(width, heads // kv_heads, heads, page, *options)
     table = tiles(query_starts, lengths, count, plan.tokens, skip)
     table = with_blocks(table, plan.keys, window)
     # TMA counts rows in eights; it reads zeros behind the end, where the interpreter fails
@@ -170,11 +180,17 @@ def paged_prefill(
     rows = q.reshape(count, heads * width)
     rows = jnp.pad(rows, ((0, padding), (0, 0))) if padding else rows
     pools = (pool.reshape(-1, kv_heads * width) for pool in (k_pool, v_pool))
-    out = _call(plan, table.shape[0], count, q.dtype)(table, page_table, rows, *pools)
+    out = call(plan, table.shape[0], count, q.dtype)(table, page_table, rows, *pools)
     return out.reshape(count, heads, plan.out_width)[..., :width]
 
 
-def _call(plan: _Plan, count: int, tokens: int, dtype: Any) -> Callable[..., Array]:
+def call(plan: Plan, count: int, tokens: int, dtype: Any) -> Callable[..., Array]:
+    """The kernel for `count` tiles of `tokens` queries.
+
+    It takes, if the plan is `ranged`, the first key and the one behind the last that each query
+    sees [2, T]; a table of `Tile`s, a page table, queries [T, Hq * D], and tokens of the pools of
+    keys and of values [P * S, Hkv * D]. It gives [T, Hq * out_width].
+    """
     items, stages = count * plan.sets, plan.stages
     grid = min(_BLOCKS, items)
     scratch = [
@@ -191,7 +207,8 @@ def _call(plan: _Plan, count: int, tokens: int, dtype: Any) -> Callable[..., Arr
         scratch.append(plan.memory((2, _HALF, plan.keys), dtype))
 
     def kernel(*refs: Any) -> None:
-        _ThreadBlock(plan, items, grid, *refs).run()
+        ranges, *others = refs if plan.ranged else (None, *refs)
+        _ThreadBlock(plan, items, grid, ranges, *others).run()
 
     return plgpu.kernel(
         kernel,
@@ -210,10 +227,11 @@ def _call(plan: _Plan, count: int, tokens: int, dtype: Any) -> Callable[..., Arr
 class _ThreadBlock(NamedTuple):
     """The kernel. Keys and values share a ring, in the order in which they are multiplied."""
 
-    plan: _Plan
+    plan: Plan
     items: int
     """Tiles of all heads."""
     grid: int
+    ranges: jax.Ref | None
     tiles: jax.Ref
     page_table: jax.Ref
     q_ref: jax.Ref
@@ -342,7 +360,7 @@ class _ThreadBlock(NamedTuple):
             plgpu.copy_gmem_to_smem(source, target, self.q_full)
 
     def serve(self, warpgroup: Array, tile: Tile, head: Array, before: Array) -> None:
-        rows = _Rows(self, warpgroup, tile, before)
+        rows = _Rows(self, warpgroup, tile, before, self.ranges_of(warpgroup, tile))
 
         @pl.when(tile.begin < tile.end)
         def _() -> None:
@@ -350,6 +368,17 @@ class _ThreadBlock(NamedTuple):
             state = lax.cond(tile.start < tile.stop, rows.attend, rows.nothing)
             share = 1.0 / jnp.where(state.total > 0, state.total, 1.0)
             self.store(warpgroup, tile, head, state.acc * _columns(share, state.acc))
+
+    def ranges_of(self, warpgroup: Array, tile: Tile) -> tuple[Array, Array] | None:
+        """The first key that each row of a warpgroup sees, and the one behind the last."""
+        if self.ranges is None:
+            return None
+        tokens = pl.ds(tile.token + warpgroup * _HALF, _HALF)
+        first, behind = (self.ranges.at[n, tokens] for n in range(2))
+        if self.plan.interpret:
+            return first[...], behind[...]
+        load = functools.partial(plgpu.load, layout=_ROW, optimized=False)
+        return load(first), load(behind)
 
     def store(
         self, warpgroup: Array, tile: Tile, head: Array, result: Float[Array, "64 D"]
@@ -395,9 +424,11 @@ class _Rows(NamedTuple):
     tile: Tile
     before: Array
     """Slots of the ring used by the tiles before."""
+    seen: tuple[Array, Array] | None
+    """The first key that each row sees, and the one behind the last, if the plan is `ranged`."""
 
     @property
-    def plan(self) -> _Plan:
+    def plan(self) -> Plan:
         return self.block.plan
 
     def nothing(self) -> _Softmax:
@@ -429,7 +460,7 @@ class _Rows(NamedTuple):
         tile = self.tile
         whole, whole_end = (jnp.maximum(x, first) for x in (tile.whole, tile.whole_end))
         masked = functools.partial(step, mask=True)
-        if self.plan.window is not None:
+        if self.plan.window is not None or self.plan.ranged:
             carry = lax.fori_loop(first, whole, masked, carry)
         carry = lax.fori_loop(whole, whole_end, functools.partial(step, mask=False), carry)
         return lax.fori_loop(whole_end, tile.stop, masked, carry)
@@ -578,14 +609,17 @@ class _Rows(NamedTuple):
 
     def masked(self, scores: Float[Array, "64 K"], block: Array) -> Float[Array, "64 K"]:
         plan, tile = self.plan, self.tile
+        key = block * plan.keys + lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+        if self.seen is not None:
+            first, behind = (_columns(x, scores) for x in self.seen)
+            return jnp.where((key >= first) & (key < behind), scores, -jnp.inf)
         row = self.warpgroup * _HALF + lax.broadcasted_iota(jnp.int32, scores.shape, 0)
         position = tile.token + tile.shift + (row & (plan.tokens - 1))
-        key = block * plan.keys + lax.broadcasted_iota(jnp.int32, scores.shape, 1)
         visible = key <= position
         if plan.window is not None:
             visible &= key > position - plan.window
         return jnp.where(visible, scores, -jnp.inf)
 
 
-def _columns(x: Float[Array, " 64"], like: Float[Array, "64 K"]) -> Float[Array, "64 K"]:
+def _columns(x: Shaped[Array, " 64"], like: Float[Array, "64 K"]) -> Shaped[Array, "64 K"]:
     return lax.broadcast_in_dim(x, like.shape, [0])

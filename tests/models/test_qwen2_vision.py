@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.models.qwen2_vl_model import PICTURES, load_model, load_picture
 
 from quire.errors import ModelConfigError, UnsupportedModelError
-from quire.models.qwen2_vision import Qwen2VisionConfig, attend_segments
+from quire.models.qwen2_vision import Qwen2VisionConfig
 
 FIELDS: dict[str, Any] = {
     "depth": 3,
@@ -71,32 +70,6 @@ def test_half_precision_is_close() -> None:
     assert features.dtype == jnp.bfloat16
     error = np.abs(features[:16].astype(np.float32) - picture.features)
     assert error.mean() < 0.02 * np.abs(picture.features).mean()
-
-
-def test_blocks_are_attention_over_whole_segments() -> None:
-    random = np.random.default_rng(0)
-    q, k, v = random.normal(0, 1, (3, 768, 2, 8)).astype(np.float32)
-    segments = np.sort(random.integers(0, 5, 768)).astype(np.int32)
-    arrays = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
-    out = attend_segments(*arrays, jnp.asarray(segments), scale=0.7)
-    for i in range(5):
-        mine = segments == i
-        scores = 0.7 * np.einsum("qhd,khd->hqk", q[mine], k[mine]).astype(np.float64)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        assert np.abs(np.einsum("hqk,khd->qhd", weights, v[mine]) - out[mine]).max() < 1e-5
-
-
-def test_the_longest_run_never_holds_all_scores() -> None:
-    """They would be 8 GB in 16 bits."""
-    shape = jax.ShapeDtypeStruct((16384, 16, 80), jnp.bfloat16)
-    segments = jax.ShapeDtypeStruct((16384,), jnp.int32)
-    lowered = jax.jit(attend_segments, static_argnames="scale").lower(
-        shape, shape, shape, segments, scale=1.0
-    )
-    memory = lowered.compile().memory_analysis()
-    assert memory is not None
-    assert memory.temp_size_in_bytes < 1 << 30
 
 
 def test_config_from_fields() -> None:

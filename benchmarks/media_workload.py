@@ -152,7 +152,7 @@ def rates(workload: Workload, seconds: list[float]) -> dict[str, Any]:
 def measure(engine: Engine, workload: Workload, runs: int, *, profile: bool) -> dict[str, Any]:
     """The figures of one model."""
     prompts = workload.prompts(inputs(engine).spec.kinds[workload.kind].token)
-    [read] = engine._running.prompts.read(prompts[0])
+    [read] = engine._running.prompts.read(prompts[0]).all()
     once = functools.partial(run, engine, prompts, workload.output_tokens)
     seconds, compiled = timed(engine, functools.partial(once, keep=False), runs)
     features = engine._running.features

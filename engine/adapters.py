@@ -1,6 +1,7 @@
 """The adapters of an engine: from what a request names to what a step applies."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from .adapter_store import AdapterStore
 from .options import EngineOptions
 from .page_pool import PagePool
 from .prompts import Prompt
+from .reading import Job, Reading
 
 _FEW = 16
 """Adapters that host memory keeps at least, unless an option says otherwise."""
@@ -81,28 +83,33 @@ def required(adapters: Adapters | None) -> Adapters:
     return adapters
 
 
-def given_to(prompts: list[Prompt], lora_request: Any, adapters: Adapters | None) -> list[Prompt]:
+def given_to(reading: Reading, lora_request: Any, adapters: Adapters | None) -> Reading:
     """The prompts, each with its adapter: one for all, or one or None for each.
 
     Raises AdapterError or OptionError.
     """
     if lora_request is None:
-        return prompts
-    each = [lora_request] * len(prompts)
+        return reading
+    each = [lora_request] * len(reading)
     if isinstance(lora_request, Sequence) and not isinstance(lora_request, str):
         each = list(lora_request)
-    if len(each) != len(prompts):
+    if len(each) != len(reading):
         raise OptionError(
-            f"lora_request has {len(each)} entries for {len(prompts)} prompts: give one, or one "
+            f"lora_request has {len(each)} entries for {len(reading)} prompts: give one, or one "
             "or None each."
         )
     known = required(adapters)
     asked = dict.fromkeys(_checked(one) for one in each if one is not None)
     loaded = {one: known.get(one) for one in asked}
-    return [
-        prompt if one is None else dataclasses.replace(prompt, adapter=loaded[one])
-        for prompt, one in zip(prompts, each, strict=True)
+    jobs = [
+        job if one is None else functools.partial(_read_for, loaded[one], job)
+        for job, one in zip(reading.jobs, each, strict=True)
     ]
+    return Reading(jobs, reading.threads)
+
+
+def _read_for(adapter: LoadedAdapter, job: Job) -> Prompt:
+    return dataclasses.replace(job(), adapter=adapter)
 
 
 def _checked(request: object) -> LoRARequest:

@@ -13,6 +13,7 @@ from .adapter_slots import AdapterSlots
 from .adapters import Adapters
 from .buckets import Buckets
 from .checkpoint import read_generation_config
+from .checkpoint.layout import has_vocabulary
 from .core import EngineCore
 from .device_state import RunnerConfig
 from .feature_pool import FeaturePool
@@ -120,7 +121,7 @@ def assemble(options: EngineOptions) -> Assembly:
     eos_token_ids = _eos_token_ids(spec, tokenizer)
     generation_config = {}
     if options.generation_config == "auto":
-        generation_config = read_generation_config(spec.folder)
+        generation_config = read_generation_config(*spec.source.folders("text"))
     return Assembly(
         options=options,
         spec=spec,
@@ -228,7 +229,8 @@ def _scheduler_config(
 def _load_tokenizer(spec: ModelSpec, options: EngineOptions) -> Tokenizer:
     from .checkpoint import find_model
 
-    folder = spec.folder
+    folders = spec.source.folders("text")
+    folder = next(filter(has_vocabulary, folders), folders[0])
     if options.tokenizer is not None:
         folder = find_model(
             options.tokenizer,
@@ -242,7 +244,7 @@ def _load_tokenizer(spec: ModelSpec, options: EngineOptions) -> Tokenizer:
 def _eos_token_ids(spec: ModelSpec, tokenizer: Tokenizer | None) -> frozenset[int]:
     """Every token that ends a text: of the generation config, the config and the tokenizer."""
     found: set[int] = set()
-    for source in (read_generation_config(spec.folder), spec.hf_config):
+    for source in (read_generation_config(*spec.source.folders("text")), spec.hf_config):
         ids = source.get("eos_token_id")
         found.update([ids] if isinstance(ids, int) else ids or ())
     if tokenizer is not None and tokenizer.eos_token_id is not None:

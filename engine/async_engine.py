@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import functools
 import uuid
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -77,7 +76,7 @@ class AsyncEngine:
         """
 
         def parse() -> list[Prompt]:
-            return self._engine._running.prompts.read(prompt)
+            return self._engine._running.prompts.read(prompt).all()
 
         return self._outputs(
             parse, sampling_params, request_id, priority, lora_request, sees=has_media(prompt)
@@ -96,7 +95,7 @@ class AsyncEngine:
         """`generate` for one conversation; `template` as the keywords of `Engine.chat`."""
 
         def parse() -> list[Prompt]:
-            return self._engine._chat_prompts(messages, **template)
+            return self._engine._chat_prompts(messages, **template).all()
 
         sees = has_media_parts(messages)
         return self._outputs(parse, sampling_params, request_id, priority, lora_request, sees=sees)
@@ -106,7 +105,10 @@ class AsyncEngine:
 
         `template` as the keywords of `Engine.chat`; raises as it does.
         """
-        render = functools.partial(self._engine._chat_prompts, messages, **template)
+
+        def render() -> list[Prompt]:
+            return self._engine._chat_prompts(messages, **template).all()
+
         waits = has_media_parts(messages)
         [prompt] = await (self._in_thread(render) if waits else asyncio.to_thread(render))
         made: dict[str, Any] = {"prompt": prompt.text, "prompt_token_ids": prompt.token_ids}
@@ -119,7 +121,7 @@ class AsyncEngine:
 
         Other requests go on meanwhile; cancelling the task ends it. Raises as `generate` does.
         """
-        parsed = await self._read(functools.partial(self._engine._running.prompts.read, prompt))
+        parsed = await self._read(self._engine._running.prompts.read(prompt).all)
         adapter = await self._adapter(lora_request)
         parsed = [dataclasses.replace(one, adapter=adapter) for one in parsed]
         search = beam_search.steps(self._engine, parsed, params)
@@ -287,7 +289,7 @@ class AsyncEngine:
     ) -> Request:
         if len(prompts) != 1:
             raise PromptError(f"{len(prompts)} prompts were given: pass one to each call.")
-        [request] = self._engine._make(prompts, params, priority, _kind(params))
+        request = self._engine._maker(1, params, priority, _kind(params))(0, prompts[0])
         request.id = request_id
         return request
 

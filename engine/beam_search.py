@@ -13,6 +13,7 @@ from ..errors import EngineClosedError, OptionError
 from .detokenizer import IncrementalDetokenizer
 from .outputs import BeamSearchOutput, BeamSearchSequence
 from .prompts import Prompt, check_prompt
+from .reading import Reading
 from .request import FinishReason
 from .sampling_params import BeamSearchParams, SamplingParams
 
@@ -114,7 +115,7 @@ def run(
                 extended, asked = search.send(outputs)
             except StopIteration as ended:
                 return ended.value
-            outputs = engine._generate(extended, asked, use_tqdm=False)
+            outputs = engine._generate(Reading.of(extended), asked, use_tqdm=False)
             bar.update()
 
 

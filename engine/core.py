@@ -46,6 +46,11 @@ class EngineCore:
         """Whether `step` would do anything."""
         return bool(self._in_flight) or self._scheduler.has_work
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that are queued and do not run."""
+        return self._scheduler.num_waiting
+
     def add(self, request: Request, sink: Sink) -> None:
         """Queues a request; `sink` gets its outputs. Raises what `Scheduler.add` raises."""
         self._check_alive()

@@ -1,10 +1,10 @@
 """`Engine`: text in, text out."""
 
 import contextlib
+import functools
 import itertools
 import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from ..lora.request import LoRARequest
 from . import adapters, beam_search, requests
 from .assembly import Assembly, assemble
 from .chat import as_conversations, render_chat
-from .chat_media import take_media
+from .chat_media import has_media_parts, take_media
 from .fair_lock import FairLock
+from .incoming import Incoming
 from .interrupts import deferred_interrupts
 from .options import make_options
 from .outputs import RequestOutput
 from .progress import Progress
 from .prompts import Prompt
+from .reading import Reading
 from .request import Request
 from .sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from .stats import EngineStats
@@ -82,14 +84,15 @@ class Engine:
             One output a prompt, in their order.
 
         Raises:
-            PromptError, MediaError, OptionError, AdapterError: before anything is queued; the
-                engine serves on.
+            PromptError, OptionError, AdapterError: before anything is queued; the engine serves on.
+            PromptError, MediaError: a prompt with media, which are read while those before it run;
+                this call's requests are aborted, the engine serves on.
             KeyboardInterrupt: after Ctrl-C; this call's requests are aborted, the engine serves on.
         """
-        parsed = self._parse(prompts, lora_request)
+        reading = self._parse(prompts, lora_request)
         if isinstance(sampling_params, BeamSearchParams):
-            return [*beam_search.run(self, parsed, sampling_params, use_tqdm=use_tqdm)]
-        return self._generate(parsed, sampling_params, use_tqdm, priority)
+            return [*beam_search.run(self, reading.all(), sampling_params, use_tqdm=use_tqdm)]
+        return self._generate(reading, sampling_params, use_tqdm, priority)
 
     def chat(
         self,
@@ -116,7 +119,7 @@ class Engine:
         Raises:
             ChatTemplateError: no template, or it refuses the conversation; and as `generate`.
         """
-        prompts = self._chat_prompts(
+        reading = self._chat_prompts(
             messages,
             chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
@@ -125,10 +128,10 @@ class Engine:
             chat_template_kwargs=chat_template_kwargs,
             mm_processor_kwargs=mm_processor_kwargs,
         )
-        prompts = adapters.given_to(prompts, lora_request, self._running.adapters)
+        reading = adapters.given_to(reading, lora_request, self._running.adapters)
         if isinstance(sampling_params, BeamSearchParams):
-            return [*beam_search.run(self, prompts, sampling_params, use_tqdm=use_tqdm)]
-        return self._generate(prompts, sampling_params, use_tqdm, priority)
+            return [*beam_search.run(self, reading.all(), sampling_params, use_tqdm=use_tqdm)]
+        return self._generate(reading, sampling_params, use_tqdm, priority)
 
     def beam_search(
         self,
@@ -139,7 +142,7 @@ class Engine:
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """The `beam_width` likeliest continuations of each prompt, best first, in `.outputs`."""
-        parsed = self._parse(prompts, lora_request)
+        parsed = self._parse(prompts, lora_request).all()
         return [*beam_search.run(self, parsed, params, use_tqdm=use_tqdm)]
 
     def stream(
@@ -163,9 +166,9 @@ class Engine:
         **template: Any,
     ) -> Iterator[RequestOutput]:
         """`stream` for a conversation; `template` as the keywords of `chat`."""
-        prompts = self._chat_prompts(messages, **template)
-        prompts = adapters.given_to(prompts, lora_request, self._running.adapters)
-        return self._stream(prompts, sampling_params)
+        reading = self._chat_prompts(messages, **template)
+        reading = adapters.given_to(reading, lora_request, self._running.adapters)
+        return self._stream(reading, sampling_params)
 
     def abort(self, request_id: str | Sequence[str]) -> None:
         """Ends requests at once and frees their pages; unknown ids are ignored."""
@@ -191,7 +194,8 @@ class Engine:
         """Writes weights (Orbax), config and tokenizer to a folder that `Engine(path)` loads."""
         from .checkpoint import save_params
 
-        save_params(path, self.params, self._running.spec.folder)
+        source = self._running.spec.source
+        save_params(path, self.params, source.folder, source.parts)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; requests that run are not disturbed.
@@ -265,9 +269,9 @@ class Engine:
             raise EngineClosedError("this engine was closed. Make a new one.")
         return self._assembly
 
-    def _parse(self, prompts: Any, lora_request: LoRAs) -> list[Prompt]:
-        parsed = self._running.prompts.read(prompts)
-        return adapters.given_to(parsed, lora_request, self._running.adapters)
+    def _parse(self, prompts: Any, lora_request: LoRAs) -> Reading:
+        reading = self._running.prompts.read(prompts)
+        return adapters.given_to(reading, lora_request, self._running.adapters)
 
     def _chat_prompts(
         self,
@@ -276,71 +280,81 @@ class Engine:
         chat_template: str | Path | None = None,
         mm_processor_kwargs: dict[str, Any] | None = None,
         **template: Any,
-    ) -> list[Prompt]:
+    ) -> Reading:
         tokenizer = self._running.tokenizer
         if tokenizer is None:
             raise PromptError("chat needs a tokenizer, but skip_tokenizer_init=True was given.")
         chosen = chat_template if chat_template is not None else self.options.chat_template
-        prompts = [
-            self._chat_prompt(tokenizer, one, mm_processor_kwargs, chat_template=chosen, **template)
+        jobs = [
+            functools.partial(
+                self._chat_prompt,
+                tokenizer,
+                one,
+                mm_processor_kwargs,
+                chat_template=chosen,
+                **template,
+            )
             for one in as_conversations(messages)
         ]
-        return self._running.prompts.read(prompts, add_special_tokens=False)
+        return self._running.prompts.reading(jobs, with_media=has_media_parts(messages))
 
     def _chat_prompt(
         self, tokenizer: Tokenizer, messages: list[dict[str, Any]], settings: Any, **template: Any
-    ) -> Any:
-        media = self._running.media
+    ) -> Prompt:
+        media, reader = self._running.media, self._running.prompts
         if media is None:
-            return render_chat(tokenizer, messages, **template)
+            text = render_chat(tokenizer, messages, **template)
+            return reader.read_one(text, add_special_tokens=False)
         messages, sources = take_media(messages)
         text = render_chat(tokenizer, messages, shown=media.spec.formats, **template)
         data = media.fetch(sources) if sources else None
-        return {"prompt": text, "multi_modal_data": data, "mm_processor_kwargs": settings}
+        prompt = {"prompt": text, "multi_modal_data": data, "mm_processor_kwargs": settings}
+        return reader.read_one(prompt, add_special_tokens=False)
 
-    def _make(
+    def _maker(
         self,
-        prompts: list[Prompt],
+        count: int,
         params: Params | Sequence[Params] | None,
         priority: int | Sequence[int] | None,
         kind: RequestOutputKind,
-    ) -> list[Request]:
-        return requests.make(self._running, prompts, params, priority, kind, self._serial)
+    ) -> Callable[[int, Prompt], Request]:
+        return requests.maker(self._running, count, params, priority, kind, self._serial)
 
     def _generate(
         self,
-        prompts: list[Prompt],
+        reading: Reading,
         params: Params | Sequence[Params] | None,
         use_tqdm: bool,
         priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
-        made = self._make(prompts, params, priority, RequestOutputKind.FINAL_ONLY)
+        make = self._maker(len(reading), params, priority, RequestOutputKind.FINAL_ONLY)
+        incoming = Incoming(reading, make)
         done: dict[str, RequestOutput] = {}
-        with Progress(len(made), shown=use_tqdm) as progress:
+        with Progress(len(incoming), shown=use_tqdm) as progress:
 
             def sink(output: RequestOutput) -> None:
                 done[output.request_id] = output
                 progress.add(output)
 
-            with self._aborting(made), deferred_interrupts() as check:
-                waiting = deque(made)
-                while len(done) < len(made):
-                    self._advance(waiting, sink)
+            with self._aborting(incoming), deferred_interrupts() as check:
+                while len(done) < len(incoming):
+                    self._advance(incoming, sink)
                     check()
-        return [done[request.id] for request in made]
+        return [done[request.id] for request in incoming.made]
 
     def _stream(
-        self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self, reading: Reading, params: SamplingParams | Sequence[SamplingParams] | None
     ) -> Iterator[RequestOutput]:
         pieces: list[RequestOutput] = []
-        made = self._make(prompts, params, None, RequestOutputKind.DELTA)
+        make = self._maker(len(reading), params, None, RequestOutputKind.DELTA)
+        incoming = Incoming(reading, make)
 
         def iterate() -> Iterator[RequestOutput]:
-            left, waiting = len(made), deque(made)
-            with self._aborting(made):
+            left = len(incoming)
+            with self._aborting(incoming):
                 while left:
                     with deferred_interrupts() as check:
-                        self._advance(waiting, pieces.append)
+                        self._advance(incoming, pieces.append)
                         check()
                     ready, pieces[:] = list(pieces), []
                     for piece in ready:
@@ -349,28 +363,30 @@ class Engine:
 
         return iterate()
 
-    def _advance(self, waiting: deque[Request], sink: Any) -> None:
-        """Queues those of `waiting` whose turn it is and whose pictures are prepared, and steps.
+    def _advance(self, incoming: Incoming, sink: Any) -> None:
+        """Queues those whose turn it is and whose media are prepared, and steps.
 
-        Where the device has nothing else to do, waits for the pictures of the first.
+        Where the device has nothing else to do, waits for the media of the next.
         """
-        if waiting and not self._running.core.has_work:
-            waiting[0].wait_for_media()
+        if not self._running.core.has_work:
+            incoming.wait()
         with self._lock:
-            while waiting and waiting[0].prepared:
-                self._running.core.add(waiting.popleft(), sink)
-            self._running.core.step()
+            core = self._running.core
+            while (request := incoming.next(core.num_waiting)) is not None:
+                core.add(request, sink)
+            core.step()
 
     def _step(self) -> None:
         with self._lock:
             self._running.core.step()
 
     @contextlib.contextmanager
-    def _aborting(self, made: list[Request]) -> Iterator[None]:
+    def _aborting(self, incoming: Incoming) -> Iterator[None]:
         """Aborts requests that an exception, Ctrl-C included, leaves behind."""
         try:
             yield
         except BaseException:
+            incoming.cancel()
             if self._assembly is not None:
-                self.abort([request.id for request in made])
+                self.abort([request.id for request in incoming.made])
             raise

@@ -32,7 +32,7 @@ def model_info(model: str | None = None, **options: Any) -> ModelInfo:
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return ModelInfo(
         architecture=spec.architecture.__name__,
-        folder=str(spec.folder),
+        folder=str(spec.source.folder),
         dtype=str(spec.dtype),
         num_parameters=sum(shape.size for shape in spec.shapes.values()),
         weight_bytes=spec.weight_bytes,

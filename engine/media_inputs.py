@@ -50,8 +50,10 @@ class MediaInputs:
         }
         self.takes_features = options.image_input_type == "image_features"
         workers = min(_MOST_THREADS, os.cpu_count() or 1)
-        self.threads = ThreadPoolExecutor(workers, "quire-media")
-        """For whatever is done to media."""
+        self.reading = ThreadPoolExecutor(workers, "quire-read-media")
+        """For reading prompts with media, which decodes those."""
+        self._preparing = ThreadPoolExecutor(workers, "quire-prepare-media")
+        # of its own, so that the first medium is prepared before the last one is decoded
         self._kept = _Kept(_KEPT_BYTES)
         self._fetching = ThreadPoolExecutor(_MOST_FETCHED, "quire-fetch")
 
@@ -135,7 +137,7 @@ class MediaInputs:
 
     def close(self) -> None:
         """Drops what has not begun."""
-        for threads in (self.threads, self._fetching):
+        for threads in (self.reading, self._preparing, self._fetching):
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _decoded(self, kind: str, given: Any, processor: "Processor") -> Any:
@@ -177,7 +179,7 @@ class MediaInputs:
                 f"and this engine takes {spec.max_tokens} at most. Send a smaller one, or make "
                 "the engine with a higher max_model_len or other mm_processor_kwargs."
             )
-        preparing = self.threads.submit(self._prepare, spec, medium, processor)
+        preparing = self._preparing.submit(self._prepare, spec, medium, processor)
         return Opened(kind, num_tokens, grid, preparing)
 
     def _prepare(self, spec: KindSpec, medium: Any, processor: "Processor") -> Prepared:

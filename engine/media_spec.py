@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, UnsupportedModelError
@@ -12,7 +11,7 @@ from ..multimodal.errors import MediaError
 from ..multimodal.names import NOUNS
 from ..multimodal.processors import FORMATS, check_settings
 from .buckets import Encoding, ladder
-from .checkpoint import read_preprocessor_config
+from .checkpoint import Source, read_preprocessor_config
 from .encoders import Encoder
 from .feature_pool import PAGE
 from .media import Grid
@@ -107,7 +106,7 @@ def media_spec(
     architecture: type[Any],
     hf_config: Mapping[str, Any],
     config: TextConfig,
-    folder: Path,
+    source: Source,
     options: EngineOptions,
 ) -> MediaSpec | None:
     """None for a model of text alone.
@@ -127,7 +126,7 @@ def media_spec(
     made: dict[str, KindSpec] = {}
     for name, kind in loaded.items():
         known = formats[name]
-        processor = known.load(read_preprocessor_config(folder, name), config)
+        processor = known.load(read_preprocessor_config(name, *source.folders(name)), config)
         try:
             check_settings(formats, settings)
             processor = known.with_settings(processor, settings)

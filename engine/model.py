@@ -11,7 +11,15 @@ from ..models import attention, functional, registry
 from ..models.config import TextConfig
 from ..models.features import is_in_tower
 from .adapter_arrays import AdapterSpec, adapter_spec
-from .checkpoint import find_model, load_params, read_config, resolve_dtype
+from .checkpoint import (
+    Source,
+    find_model,
+    find_parts,
+    joined,
+    load_params,
+    read_config,
+    resolve_dtype,
+)
 from .media_spec import MediaSpec, media_spec
 from .options import EngineOptions
 
@@ -26,8 +34,9 @@ EMBEDDED = {DEMO: DEMO_FOLDER, "vision-demo": _MODELS / "vision_demo"}
 class ModelSpec:
     """A model without its weights."""
 
-    folder: Path
+    source: Source
     hf_config: dict[str, Any]
+    """With those of its parts."""
     architecture: type
     config: TextConfig
     dtype: jnp.dtype
@@ -58,7 +67,8 @@ class ModelSpec:
 
 
 def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
-    """Finds the model's folder and reads its config. Downloads it if need be, with its `weights`.
+    """Finds the model's folder and reads its config. Downloads it if need be, with its `weights`;
+    of parts that are models of their own, what describes them.
 
     Raises CheckpointError, ModelConfigError, UnsupportedModelError or OptionError.
     """
@@ -74,6 +84,8 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         )
     hf_config = {**read_config(folder), **(options.hf_overrides or {})}
     architecture = registry.resolve(hf_config)
+    parts = find_parts(getattr(architecture, "parts", {}), hf_config, options.download_dir)
+    source, hf_config = Source(folder, parts), joined(hf_config, parts.values())
     config = architecture.config_class.from_hf(hf_config, max_model_len=options.max_model_len)
     backend = jax.default_backend()
     dtype = resolve_dtype(options.dtype, hf_config, backend)
@@ -83,7 +95,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
     )
     graphdef, shapes, axes = functional.abstract(architecture, config, dtype)
     return ModelSpec(
-        folder=folder,
+        source=source,
         hf_config=hf_config,
         architecture=architecture,
         config=config,
@@ -104,14 +116,23 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         )
         if options.enable_lora
         else None,
-        media=media_spec(architecture, hf_config, config, folder, options),
+        media=media_spec(architecture, hf_config, config, source, options),
     )
 
 
 def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array]:
-    """The parameters on the device: from the checkpoint, or random for `load_format="dummy"`."""
+    """The parameters on the device: from the checkpoint, or random for `load_format="dummy"`.
+
+    Downloads weights of parts that are models of their own, where the checkpoint lacks some.
+    """
     if options.load_format == "dummy":
         key = jax.random.key(options.seed)
         return functional.init_random(spec.architecture, spec.config, spec.dtype, key)
     checkpoint_map = spec.architecture.checkpoint_map(spec.config)
-    return load_params(spec.folder, spec.shapes, checkpoint_map, progress=options.use_tqdm_on_load)
+    return load_params(
+        spec.source.folder,
+        spec.shapes,
+        checkpoint_map,
+        parts=spec.source.parts.values(),
+        progress=options.use_tqdm_on_load,
+    )

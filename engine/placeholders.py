@@ -71,6 +71,24 @@ def _starts(kind: str, found: Sequence[int], counts: Sequence[int]) -> list[int]
     return starts
 
 
+def encode_marked(
+    text: str, markers: Mapping[str, int], encode: Callable[[str, bool], Sequence[int]]
+) -> list[int]:
+    """The tokens of a text with one in the place of each marker, which is cut out of the text.
+
+    Args:
+        markers: the token of each.
+        encode: token ids of a piece of text, and whether it is the first.
+    """
+    cuts = "|".join(map(re.escape, markers))
+    first, *others = re.split(f"({cuts})", text) if markers else [text]
+    ids = list(encode(first, True))
+    for marker, piece in zip(others[::2], others[1::2], strict=True):
+        ids.append(markers[marker])
+        ids += encode(piece, False) if piece else []
+    return ids
+
+
 def expand_numbered(
     text: str,
     marker: str,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PromptError, nearest
 from .media import Medium, Opened, placed
-from .placeholders import expand, expand_numbered
+from .placeholders import encode_marked, expand, expand_numbered
+from .reading import Job, Reading
 
 if TYPE_CHECKING:
     from .adapter_arrays import LoadedAdapter
@@ -47,11 +48,8 @@ class PromptReader:
     media: "MediaInputs | None" = None
     """None for a model of text alone."""
 
-    def read(self, prompts: Any, *, add_special_tokens: bool = True) -> list[Prompt]:
-        """Texts, token ids, dicts, or lists of those. Those with media are read side by side.
-
-        Raises PromptError or MediaError.
-        """
+    def read(self, prompts: Any) -> Reading:
+        """Texts, token ids, dicts, or lists of those. Raises PromptError for anything else."""
         if hasattr(prompts, "tolist"):  # numpy and jax arrays of token ids
             prompts = prompts.tolist()
         if not isinstance(prompts, str | Mapping | Sequence) or isinstance(prompts, bytes):
@@ -59,13 +57,16 @@ class PromptReader:
                 f"a prompt is text, a list of token ids or a dict, not a {type(prompts).__name__}."
             )
         each = [prompts] if is_single(prompts) else prompts
-        read = functools.partial(self._read, add_special_tokens=add_special_tokens)
-        if self.media is not None and any(map(has_media, each)):
-            return list(self.media.threads.map(read, each))
-        return [read(one) for one in each]
+        jobs = [functools.partial(self.read_one, one) for one in each]
+        return self.reading(jobs, with_media=any(map(has_media, each)))
 
-    def _read(self, prompt: Any, add_special_tokens: bool) -> Prompt:
-        """One prompt: text, token ids, or a dict."""
+    def reading(self, jobs: Sequence[Job], *, with_media: bool) -> Reading:
+        """What `jobs` read, which takes a while where prompts have media."""
+        threads = self.media.reading if self.media is not None and with_media else None
+        return Reading(jobs, threads)
+
+    def read_one(self, prompt: Any, add_special_tokens: bool = True) -> Prompt:
+        """One prompt: text, token ids, or a dict. Raises PromptError or MediaError."""
         if isinstance(prompt, Mapping):
             return self._read_dict(prompt, add_special_tokens)
         if isinstance(prompt, str):
@@ -110,18 +111,20 @@ class PromptReader:
         if self.media is None:
             encoded = self._encode(text or "", add_special_tokens) if ids is None else ids
             return Prompt(text, encoded)
-        images = self.media.spec.kinds.get("image")
+
+        def encode(piece: str, first: bool) -> list[int]:
+            return self._encode(piece, first and add_special_tokens)
+
+        kinds = self.media.spec.kinds
+        images = kinds.get("image")
         if ids is None and images is not None and images.format.numbered:
-
-            def encode(piece: str, first: bool) -> list[int]:
-                return self._encode(piece, first and add_special_tokens)
-
             counts = [one.num_tokens for one in media]
             marker, token = images.format.marker, images.token
             ids, places = expand_numbered(text or "", marker, token, counts, encode)
         else:
-            known = self._encode(text or "", add_special_tokens) if ids is None else ids
-            tokens = {name: kind.token for name, kind in self.media.spec.kinds.items()}
+            cut = {one.format.marker: one.token for one in kinds.values() if one.format.cut}
+            known = encode_marked(text or "", cut, encode) if ids is None else ids
+            tokens = {name: kind.token for name, kind in kinds.items()}
             ids, places = expand(known, [(one.kind, one.num_tokens) for one in media], tokens)
         return Prompt(text, ids, media=placed(media, places))
 

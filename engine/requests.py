@@ -1,7 +1,7 @@
 """From prompts and parameters to requests the scheduler takes; every user mistake ends here."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,32 +19,36 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 
-def make(
+def maker(
     assembly: "Assembly",
-    prompts: Sequence[Prompt],
+    count: int,
     params: Any,
     priority: int | Sequence[int] | None,
     kind: RequestOutputKind,
     serial: Iterator[int],
-) -> list[Request]:
-    """One checked request a prompt. Raises PromptError or OptionError before any is queued."""
-    each = _one_each(params, len(prompts), "sampling_params", assembly.default_params)
-    priorities = _one_each(priority, len(prompts), "priority", 0)
+) -> Callable[[int, Prompt], Request]:
+    """What makes a checked request of each of `count` prompts, and raises PromptError.
+
+    Raises OptionError.
+    """
+    each = _one_each(params, count, "sampling_params", assembly.default_params)
+    priorities = _one_each(priority, count, "priority", 0)
     limit = assembly.spec.config
-    for index, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+    for one in each:
         if not isinstance(one, SamplingParams):
             raise OptionError(f"sampling_params={one!r} must be SamplingParams or a list of them.")
+        one.validate_for(limit.vocab_size, assembly.options.max_logprobs)
+
+    def make(index: int, prompt: Prompt) -> Request:
         try:
             check_prompt(prompt, vocab_size=limit.vocab_size, max_model_len=limit.max_model_len)
         except PromptError as error:
-            if len(prompts) == 1:
+            if count == 1:
                 raise
             raise PromptError(f"prompts[{index}]: {error}") from error
-        one.validate_for(limit.vocab_size, assembly.options.max_logprobs)
-    return [
-        _make_one(assembly, prompt, one, rank, kind, next(serial))
-        for prompt, one, rank in zip(prompts, each, priorities, strict=True)
-    ]
+        return _make_one(assembly, prompt, each[index], priorities[index], kind, next(serial))
+
+    return make
 
 
 def _one_each(given: Any, count: int, name: str, default: Any) -> list[Any]:

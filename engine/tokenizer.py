@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, PromptError
+from .checkpoint.layout import VOCABULARIES, has_vocabulary
 from .pieces import PieceTable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-_VOCABULARIES = (
-    ("tokenizer.json",),
-    ("tokenizer.model",),
-    ("vocab.json", "merges.txt"),
-    ("vocab.txt",),
-    ("spiece.model",),
-    ("tekken.json",),
-    ("tiktoken.model",),
-)
-"""Files that hold a vocabulary: all of one entry must be there."""
 _VERBATIM_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that use tokenizer.json as it is; others rebuild it in their own way."""
 _REMEDY = (
@@ -128,8 +119,8 @@ class Tokenizer:
 def _check_vocabulary(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {str(folder)!r} to load a tokenizer from.")
-    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
-        known = ", ".join(" with ".join(names) for names in _VOCABULARIES)
+    if not has_vocabulary(folder):
+        known = ", ".join(" with ".join(names) for names in VOCABULARIES)
         raise CheckpointError(
             f"{str(folder)!r} has no tokenizer: it needs one of {known}. {_REMEDY}"
         )

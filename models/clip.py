@@ -97,9 +97,14 @@ class ClipConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def along(self) -> int:
+        """Patches along an edge."""
+        return self.image_size // self.patch_size
+
+    @property
     def num_patches(self) -> int:
         """Of one picture."""
-        return (self.image_size // self.patch_size) ** 2
+        return self.along**2
 
     @property
     def num_layers(self) -> int:

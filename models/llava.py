@@ -21,7 +21,7 @@ from .layers import check_activation
 from .llama import Llama, LlamaConfig
 from .projector import Projector
 
-_TEXT_DEFAULTS = {
+LLAMA_7B: Mapping[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -29,7 +29,7 @@ _TEXT_DEFAULTS = {
     "num_attention_heads": 32,
     "max_position_embeddings": 2048,
 }
-"""Fields of `text_config` that files leave out where they are as in Llama 7B."""
+"""Fields of `text_config` that files leave out where they are so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,12 @@ class LlavaConfig(LlamaConfig):
     `image_seq_length` of the file is not read: how many features a picture has follows from the
     tower.
     """
+
+    texts: ClassVar[Mapping[str, tuple[type[LlamaConfig], Mapping[str, Any]]]] = {
+        "llama": (LlamaConfig, LLAMA_7B)
+    }
+    """By `model_type`: how the config of the text model is read, and what its file may lack."""
+    usual_image_token: ClassVar[int] = 32000
 
     vision: ClipConfig
     image_token: int
@@ -55,32 +61,35 @@ class LlavaConfig(LlamaConfig):
 
     @classmethod
     def _fields(cls, hf: hf_config.HfConfig, max_model_len: int | None) -> dict[str, Any]:
-        text = _text_config(hf)
-        tied = {"tie_word_embeddings": hf_config.tied(hf, text)}
-        fields = super()._fields({**text, **tied}, max_model_len)
+        fields = cls._text_fields(hf, max_model_len)
         activation = hf_config.text(hf, "projector_hidden_act", "gelu")
         layer = hf.get("vision_feature_layer")
         vision = hf_config.part(hf, "vision_config", clip.VIT_L_14_336)
         return fields | {
             "vision": ClipConfig.from_hf(vision, -2 if layer is None else layer),
-            "image_token": hf_config.token(hf, "image", 32000, fields["vocab_size"]),
+            "image_token": hf_config.token(
+                hf, "image", cls.usual_image_token, fields["vocab_size"]
+            ),
             "full": _keeps_class_token(hf),
             "projector_activation": check_activation(activation),
             "projector_bias": hf_config.flag(hf, "multimodal_projector_bias", True),
         }
 
-
-def _text_config(hf: hf_config.HfConfig) -> dict[str, Any]:
-    text = hf_config.part(hf, "text_config", {})
-    kind = hf_config.text(text, "model_type", "llama")
-    if kind != "llama":
-        raise UnsupportedModelError(
-            f"The text_config in the model's config.json has the model_type {kind!r}; only 'llama' "
-            "is supported in a LlavaForConditionalGeneration. Use a LLaVA model made of Llama or "
-            "Vicuna."
-        )
-    given = {name: value for name, value in text.items() if value is not None}
-    return {**_TEXT_DEFAULTS, **given}
+    @classmethod
+    def _text_fields(cls, hf: hf_config.HfConfig, max_model_len: int | None) -> dict[str, Any]:
+        text = hf_config.part(hf, "text_config", {})
+        kind = hf_config.text(text, "model_type", "llama")
+        if kind not in cls.texts:
+            raise UnsupportedModelError(
+                f"The text_config in the model's config.json has the model_type {kind!r}; only "
+                f"{' or '.join(map(repr, cls.texts))} is supported beside this tower. Use a model "
+                "made of that, such as one with Vicuna."
+            )
+        config, usual = cls.texts[kind]
+        absent = {name for name, value in text.items() if value is None} - {"sliding_window"}
+        given = {name: value for name, value in text.items() if name not in absent}
+        tied = {"tie_word_embeddings": hf_config.tied(hf, text)}
+        return config._fields({**usual, **given, **tied}, max_model_len)
 
 
 def _keeps_class_token(hf: hf_config.HfConfig) -> bool:
@@ -149,8 +158,8 @@ class LlavaEncoder:
         return {self.name: jax.ShapeDtypeStruct((size, *self.picture_shape), np.float32)}
 
 
-class Llava(Llama):
-    """`LlavaForConditionalGeneration` with Llama as its text model."""
+class ClipLlama(Llama):
+    """Llama beside a tower of CLIP and a projector."""
 
     config_class: ClassVar[type[LlamaConfig]] = LlavaConfig
     towers: ClassVar[tuple[str, ...]] = ("vision", "projector")
@@ -167,6 +176,23 @@ class Llava(Llama):
             dtype=dtype,
             rngs=rngs,
         )
+
+    @classmethod
+    def checkpoint_map(cls, config: LlamaConfig) -> CheckpointMap:
+        """As Llama's, whose names the tensors of the text have; `canonical` leads to them."""
+        assert isinstance(config, LlavaConfig)
+        text = super().checkpoint_map(config)
+        pieces = [*text.pieces, *clip.pieces(config.vision, "vision_tower", "vision")]
+        pieces += projector.pieces(config.projector_bias)
+        ignored = text.ignored + clip.ignored(config.vision, "vision_tower")
+        return CheckpointMap(tuple(pieces), ignored, canonical)
+
+
+class Llava(ClipLlama):
+    """`LlavaForConditionalGeneration` with Llama as its text model."""
+
+    def __init__(self, config: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        super().__init__(config, dtype=dtype, rngs=rngs)
         self.full = config.full
 
     def encode(self, inputs: Mapping[str, Array]) -> Float[Array, "F E"]:
@@ -194,18 +220,9 @@ class Llava(Llama):
         rows = config.picture_rows
         return LlavaEncoder("states", (rows, config.vision.feature_size), rows)
 
-    @classmethod
-    def checkpoint_map(cls, config: LlamaConfig) -> CheckpointMap:
-        """As Llama's, whose names the tensors of the text have; `canonical` leads to them."""
-        assert isinstance(config, LlavaConfig)
-        text = super().checkpoint_map(config)
-        pieces = [*text.pieces, *clip.pieces(config.vision, "vision_tower", "vision")]
-        pieces += projector.pieces(config.projector_bias)
-        ignored = text.ignored + clip.ignored(config.vision, "vision_tower")
-        return CheckpointMap(tuple(pieces), ignored, canonical)
-
 
 _NAMES = (
+    (r"model\.(?=(image_newline|vision_resampler)\b)", ""),
     (r"(model\.)?vision_tower\.(vision_model\.)?", "vision_tower."),
     (r"(model\.)?multi_modal_projector\.", "multi_modal_projector."),
     (r"language_model\.lm_head\.", "lm_head."),
@@ -215,5 +232,5 @@ _NAMES = (
 
 
 def canonical(name: str) -> str:
-    """The name in `Llava.checkpoint_map` of a tensor under any name it was published under."""
+    """The name in `checkpoint_map` of a tensor of any LLaVA under any it was published under."""
     return renamed(name, _NAMES)

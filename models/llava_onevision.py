@@ -7,26 +7,24 @@ the video. So every feature is a sum of at most four rows of the projector, whic
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..errors import ModelConfigError, UnsupportedModelError
-from . import hf_config, projector, qwen2, siglip
-from .checkpoint_map import CheckpointMap, Piece, renamed
+from ..errors import UnsupportedModelError
+from . import hf_config, llava, projector, qwen2, siglip, squares
+from .checkpoint_map import CheckpointMap, Piece
 from .layers import check_activation, weight
 from .llama import LlamaConfig, canonical_name
 from .projector import Projector
 from .qwen2 import Qwen2, Qwen2Config
 from .siglip import SiglipConfig, SiglipTower
-from .squares import Blend, SquareEncoder, SquaresLike, blended
+from .squares import Blend, BlendEncoder, Size, SquaresLike, TileEncoder, ended_blend
 
 _SO400M: dict[str, Any] = {
     "hidden_size": 1152,
@@ -49,7 +47,7 @@ class LlavaOnevisionConfig(Qwen2Config):
     image_token: int
     """The token that stands for one feature of a picture in a prompt."""
     video_token: int
-    pinpoints: tuple[tuple[int, int], ...]
+    pinpoints: tuple[Size, ...]
     """Heights and widths in pixels of which a picture's larger version has one."""
     max_squares: int
     """A grid of clearly more features than so many squares have is scaled down to about that."""
@@ -59,7 +57,7 @@ class LlavaOnevisionConfig(Qwen2Config):
     @property
     def most_tiles(self) -> int:
         """Of a picture: the squares of the largest grid, and the whole."""
-        return 1 + max(math.prod(p) for p in self.pinpoints) // self.vision.image_size**2
+        return squares.most_tiles(self.pinpoints, self.vision.image_size)
 
     @classmethod
     def _fields(cls, hf: hf_config.HfConfig, max_model_len: int | None) -> dict[str, Any]:
@@ -74,7 +72,7 @@ class LlavaOnevisionConfig(Qwen2Config):
             "vision": config,
             "image_token": hf_config.token(hf, "image", 151646, fields["vocab_size"]),
             "video_token": hf_config.token(hf, "video", 151647, fields["vocab_size"]),
-            "pinpoints": _pinpoints(hf, config.image_size),
+            "pinpoints": squares.pinpoints(hf, config.image_size, _PINPOINTS),
             "max_squares": _max_squares(hf),
             "projector_activation": check_activation(activation),
             "projector_bias": hf_config.flag(hf, "multimodal_projector_bias", True),
@@ -102,25 +100,6 @@ def _require_only(hf: hf_config.HfConfig) -> None:
             "The field 'use_image_newline_parameter' in the model's config.json is False; only "
             "True is implemented. Use a model that has the tensor image_newline."
         )
-
-
-def _pinpoints(hf: hf_config.HfConfig, side: int) -> tuple[tuple[int, int], ...]:
-    given = hf.get("image_grid_pinpoints")
-    given = _PINPOINTS if given is None else given
-    whole = isinstance(given, list | tuple) and len(given) > 0
-    if not whole or not all(_is_whole(size, side) for size in given):
-        raise ModelConfigError(
-            f"The field 'image_grid_pinpoints' in the model's config.json is {given!r}; it must be "
-            f"a list of heights and widths in pixels that are multiples of {side}, the image_size "
-            "of vision_config. Correct the file."
-        )
-    return tuple((height, width) for height, width in given)
-
-
-def _is_whole(size: Any, side: int) -> bool:
-    if not isinstance(size, list | tuple) or len(size) != 2:
-        return False
-    return all(type(edge) is int and edge > 0 and edge % side == 0 for edge in size)
 
 
 def _max_squares(hf: hf_config.HfConfig) -> int:
@@ -158,19 +137,17 @@ class LlavaOnevision(Qwen2):
         """Features of all pictures, or of all frames, of one run of the tower, in their order.
 
         Args:
-            inputs: as `PictureEncoder.inputs` or `VideoEncoder.inputs` makes them.
+            inputs: as `TileEncoder.inputs` or `VideoEncoder.inputs` makes them.
         """
         rows = self.projector(self.vision(inputs["pixels"]))
-        rows = rows.reshape(-1, rows.shape[-1])
-        rows = jnp.concatenate([rows, self.newline[...][None]])
-        return blended(rows, inputs["index"], inputs["weight"])
+        return ended_blend(rows, self.newline[...], inputs)
 
     @classmethod
-    def encoders(cls, config: LlavaOnevisionConfig) -> "dict[str, PictureEncoder | VideoEncoder]":
+    def encoders(cls, config: LlavaOnevisionConfig) -> "dict[str, TileEncoder | VideoEncoder]":
         """How the host prepares what `encode` takes, by kind of media."""
         side, along = config.vision.image_size, config.vision.along
         return {
-            "image": PictureEncoder(side, along, config.most_tiles),
+            "image": TileEncoder(side, along, config.most_tiles),
             "video": VideoEncoder(side, along),
         }
 
@@ -186,38 +163,9 @@ class LlavaOnevision(Qwen2):
         return CheckpointMap(tuple(pieces), ignored, canonical)
 
 
-_NAMES = (
-    (r"(model\.)?image_newline", "image_newline"),
-    (r"(model\.)?vision_tower\.(vision_model\.)?", "vision_tower."),
-    (r"(model\.)?multi_modal_projector\.", "multi_modal_projector."),
-    (r"language_model\.lm_head\.", "lm_head."),
-    (r"(model\.)?language_model\.(model\.)?", "model."),
-)
-"""How names begin in checkpoints of all versions of transformers, and in `checkpoint_map`."""
-
-
 def canonical(name: str) -> str:
     """The name in `LlavaOnevision.checkpoint_map` of a tensor under any it was published under."""
-    return canonical_name(renamed(name, _NAMES))
-
-
-class PictureLike(SquaresLike, Protocol):
-    """A picture as tiles: the whole first, then a grid row by row."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tiles; n is 1 + their product."""
-        ...
-
-    @property
-    def kept(self) -> tuple[int, int]:
-        """Height and width in features of the grid's middle, around which is padding."""
-        ...
-
-    @property
-    def shown(self) -> tuple[int, int]:
-        """Height and width that it is scaled to."""
-        ...
+    return canonical_name(llava.canonical(name))
 
 
 class VideoLike(SquaresLike, Protocol):
@@ -239,54 +187,8 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureEncoder(SquareEncoder[PictureLike]):
-    """The squares of a picture are its tiles, which are encoded together."""
-
-    side: int
-    along: int
-    most_tiles: int
-    """Of one picture."""
-
-    def size_for(self, tokens: int) -> int:
-        """Tiles that take any one picture, and pictures of together `tokens` features that have
-        as many as the tower gives of their tiles."""
-        return max(tokens // self.along**2, self.most_tiles, self.least)
-
-    def num_rows(self, size: int) -> int:
-        """F: rows that `encode` gives for `size`, enough whatever the pictures.
-
-        The most ends of lines have grids of one column: `along` for each tile.
-        """
-        return size * self.along * (self.along + 1)
-
-    def num_tokens(self, picture: PictureLike) -> int:
-        """Rows of a picture; pictures' rows stand one after the other, padding last."""
-        height, width = picture.shown
-        return self.along**2 + height * (width + 1)
-
-    def _blend(self, medium: PictureLike, first: int, end: int) -> Blend:
-        """The whole, then what is shown of the grid, line by line."""
-        along, count = self.along, self.along**2
-        rows, columns = medium.grid
-        whole = np.arange(first, first + count).reshape(along, along)
-        tiles = np.arange(rows * columns * count) + first + count
-        grid = tiles.reshape(rows, columns, along, along).swapaxes(1, 2)
-        kept = _middle(grid.reshape(rows * along, columns * along), *medium.kept)
-        parts = Blend.scaled(whole, along, along), Blend.scaled(kept, *medium.shown).ended(end)
-        return Blend.joined(parts)
-
-
-def _middle(grid: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, left = (grid.shape[0] - height) // 2, (grid.shape[1] - width) // 2
-    return grid[top : top + height, left : left + width]
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoEncoder(SquareEncoder[VideoLike]):
+class VideoEncoder(BlendEncoder[VideoLike]):
     """The squares of a video are its frames, each of which may be encoded apart."""
-
-    side: int
-    along: int
 
     @property
     def _half(self) -> int:

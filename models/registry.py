@@ -6,6 +6,8 @@ from typing import Any
 from ..errors import UnsupportedModelError, nearest
 from .llama import Llama
 from .llava import Llava
+from .llava_next import LlavaNext
+from .llava_next_video import LlavaNextVideo
 from .llava_onevision import LlavaOnevision
 from .mistral import Mistral
 from .opt import OPT
@@ -15,10 +17,13 @@ from .qwen2 import Qwen2
 from .qwen2_audio import Qwen2Audio
 from .qwen2_vl import Qwen2VL
 from .qwen3 import Qwen3
+from .ultravox import Ultravox
 
 ARCHITECTURES: dict[str, type[Any]] = {
     "LlamaForCausalLM": Llama,
     "LlavaForConditionalGeneration": Llava,
+    "LlavaNextForConditionalGeneration": LlavaNext,
+    "LlavaNextVideoForConditionalGeneration": LlavaNextVideo,
     "LlavaOnevisionForConditionalGeneration": LlavaOnevision,
     "MistralForCausalLM": Mistral,
     "OPTForCausalLM": OPT,
@@ -28,6 +33,7 @@ ARCHITECTURES: dict[str, type[Any]] = {
     "Qwen2ForCausalLM": Qwen2,
     "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen3ForCausalLM": Qwen3,
+    "UltravoxModel": Ultravox,
 }
 """Hugging Face architecture name to class."""
 

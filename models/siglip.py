@@ -62,11 +62,6 @@ class SiglipConfig(ClipConfig):
         config = super().from_hf(fields, feature_layer)
         return dataclasses.replace(config, image_size=edge)
 
-    @property
-    def along(self) -> int:
-        """Patches along an edge."""
-        return self.image_size // self.patch_size
-
 
 class SiglipTower(nnx.Module):
     """As many layers as the wanted hidden states need."""

@@ -17,6 +17,7 @@ from . import hf_config, whisper
 from .checkpoint_map import CheckpointMap, Piece, renamed
 from .layers import Linear, RMSNorm
 from .llama import Llama, LlamaConfig, canonical_name
+from .part import Part
 from .qwen2_audio import ClipLike
 from .whisper import STRIDE, WhisperConfig, WhisperTower
 
@@ -37,8 +38,10 @@ _AUDIO_DEFAULTS: dict[str, Any] = {
     "num_mel_bins": 80,
 }
 """What `transformers` takes where a file does not say."""
-_RESERVED = 128002
-"""A token of Llama 3 that no text has, for files that name none."""
+_RESERVED, _UNKNOWN = 128002, 0
+"""Tokens that no text has, of Llama 3 and of smaller vocabularies."""
+_UNUSED = 32000
+"""What old files name as `audio_token_index`, whatever it is in their vocabulary."""
 _EPS = 1e-6
 """Of all norms of the projector; no file says it."""
 
@@ -49,7 +52,7 @@ class UltravoxConfig(LlamaConfig):
 
     audio: WhisperConfig
     audio_token: int
-    """The token that stands for one feature of a sound in a prompt. The vocabulary may lack it."""
+    """The token that stands for one feature of a sound in a prompt."""
     stack: int
     """States of the tower that become one feature."""
     projector_size: int
@@ -59,12 +62,14 @@ class UltravoxConfig(LlamaConfig):
 
     @classmethod
     def _fields(cls, hf: hf_config.HfConfig, max_model_len: int | None) -> dict[str, Any]:
-        text = {**_TEXT_DEFAULTS, **_part(hf, "text", "llama")}
+        whole = "an UltravoxModel"
+        text = _TEXT_DEFAULTS | hf_config.part_of_kind(hf, "text_config", "llama", whole)
+        audio = hf_config.part_of_kind(hf, "audio_config", "whisper", whole)
         _check_projector(hf)
-        audio = WhisperConfig.from_hf(_part(hf, "audio", "whisper"), _AUDIO_DEFAULTS, pool=1)
-        return super()._fields(text, max_model_len) | {
-            "audio": audio,
-            "audio_token": hf_config.optional_count(hf, "audio_token_index", _RESERVED, least=0),
+        fields = super()._fields(text, max_model_len)
+        return fields | {
+            "audio": WhisperConfig.from_hf(audio, _AUDIO_DEFAULTS, pool=1),
+            "audio_token": _audio_token(hf, fields["vocab_size"]),
             "stack": hf_config.optional_count(hf, "stack_factor", 8),
             "projector_size": hf_config.optional_count(hf, "hidden_size", 4096) // 2,
             "norm_mid": hf_config.flag(hf, "projector_ln_mid", False),
@@ -81,16 +86,12 @@ class UltravoxConfig(LlamaConfig):
         return whole * self.piece_rows - (-self.audio.states(rest) // self.stack)
 
 
-def _part(hf: hf_config.HfConfig, name: str, kind: str) -> dict[str, Any]:
-    """The fields of the part `name` that are given, which must be a model of `kind`."""
-    given = hf_config.part(hf, f"{name}_config", {})
-    if not given and (source := hf.get(f"{name}_model_id")) is not None:
-        raise ModelConfigError(
-            f"The model's config.json has no '{name}_config' but the '{name}_model_id' {source!r}: "
-            "that part is a model of its own. Put the fields of its config.json there as "
-            f"'{name}_config', and its tensors in the checkpoint."
-        )
-    return hf_config.part_of_kind(hf, f"{name}_config", kind, "an UltravoxModel")
+def _audio_token(hf: hf_config.HfConfig, vocab_size: int) -> int:
+    """`audio_token_index`, or one that no text has where the vocabulary lacks that. Published
+    models put features in the place of a mark in the text, so that it may be any."""
+    given = hf_config.optional_count(hf, "audio_token_index", _UNUSED, least=0)
+    tokens = (_RESERVED,) if given == _UNUSED else (given, _RESERVED)
+    return next((token for token in tokens if token < vocab_size), _UNKNOWN)
 
 
 def _check_projector(hf: hf_config.HfConfig) -> None:
@@ -234,6 +235,11 @@ class Ultravox(Llama):
     config_class: ClassVar[type[LlamaConfig]] = UltravoxConfig
     towers: ClassVar[tuple[str, ...]] = ("audio", "projector")
     """Top-level attributes that only `encode` uses."""
+    parts: ClassVar[Mapping[str, Part]] = {
+        "text": Part("text_model_id", "text_config", "language_model.", ("model.", "lm_head.")),
+        "audio": Part("audio_model_id", "audio_config", "audio_tower.", ("audio_tower.",)),
+    }
+    """Those that published checkpoints lack, by kind."""
 
     def __init__(self, config: UltravoxConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         super().__init__(config, dtype=dtype, rngs=rngs)

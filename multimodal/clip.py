@@ -60,6 +60,15 @@ class ClipImages:
             normalize=Normalization.from_hf(hf),
         )
 
+    def check_side(self, side: int) -> None:
+        """Raises ModelConfigError unless what the tower sees is `side` pixels high and wide."""
+        if self.crop != (side, side):
+            raise ModelConfigError(
+                f"The model's preprocessor_config.json makes pictures of {self.crop} pixels, but "
+                f"its vision tower takes {(side, side)}: crop_size must be the image_size of the "
+                "vision_config in config.json. Correct the files."
+            )
+
     @property
     def max_tokens(self) -> int:
         """What every picture has."""

@@ -39,6 +39,8 @@ class MediaFormat:
     """What stands for one in the text of a chat; `{}` is its number, from 1."""
     settings: tuple[str, ...] = ()
     """Fields of the processor that `mm_processor_kwargs` may set."""
+    cut: bool = False
+    """Whether markers are cut out of a text, since the tokenizer may have no token for them."""
 
     @property
     def numbered(self) -> bool:
@@ -83,13 +85,22 @@ def _clip(hf: HfConfig, config: Any) -> Any:
     strategy = "full" if config.full else "default"
     vision = config.vision
     processor = ClipImages.from_hf(hf, patch_size=vision.patch_size, select_strategy=strategy)
-    if processor.crop != (vision.image_size, vision.image_size):
-        raise ModelConfigError(
-            f"The model's preprocessor_config.json makes pictures of {processor.crop} pixels, but "
-            f"its vision tower takes {(vision.image_size,) * 2}: crop_size must be the image_size "
-            "of the vision_config in config.json. Correct the files."
-        )
+    processor.check_side(vision.image_size)
     return processor
+
+
+def _llava_next(hf: HfConfig, config: Any) -> Any:
+    from .llava_next_video import LlavaNextImages
+
+    side, patch = config.vision.image_size, config.vision.patch_size
+    return LlavaNextImages.from_hf(hf, side=side, patch_size=patch, pinpoints=config.pinpoints)
+
+
+def _llava_next_video(hf: HfConfig, config: Any) -> Any:
+    from .llava_next_video import LlavaNextVideos
+
+    side, patch = config.vision.image_size, config.vision.patch_size
+    return LlavaNextVideos.from_hf(hf, side=side, patch_size=patch, stride=config.stride)
 
 
 def _llava_onevision(hf: HfConfig, config: Any) -> Any:
@@ -131,6 +142,13 @@ def _qwen2_vl_video(hf: HfConfig, config: Any) -> Any:
     return Qwen2VLVideos.from_hf(hf)
 
 
+def _ultravox(hf: HfConfig, config: Any) -> Any:
+    from .log_mel import LogMel
+    from .ultravox import UltravoxSounds
+
+    return UltravoxSounds(LogMel.from_hf(hf), config)
+
+
 def _whisper(hf: HfConfig, config: Any) -> Any:
     from .log_mel import LogMel
     from .whisper import WhisperSounds
@@ -140,6 +158,11 @@ def _whisper(hf: HfConfig, config: Any) -> Any:
 
 FORMATS: dict[str, dict[str, MediaFormat]] = {
     "LlavaForConditionalGeneration": {"image": MediaFormat(_clip, "<image>")},
+    "LlavaNextForConditionalGeneration": {"image": MediaFormat(_llava_next, "<image>")},
+    "LlavaNextVideoForConditionalGeneration": {
+        "image": MediaFormat(_llava_next, "<image>"),
+        "video": MediaFormat(_llava_next_video, "<video>", ("num_frames", "fps")),
+    },
     "LlavaOnevisionForConditionalGeneration": {
         "image": MediaFormat(_llava_onevision, "<image>"),
         "video": MediaFormat(_llava_onevision_video, "<video>", ("num_frames", "fps")),
@@ -160,5 +183,6 @@ FORMATS: dict[str, dict[str, MediaFormat]] = {
             ("min_pixels", "max_pixels", "num_frames", "fps"),
         ),
     },
+    "UltravoxModel": {"audio": MediaFormat(_ultravox, "<|audio|>", cut=True)},
 }
 """By architecture and kind. What a kind needs is imported where it is loaded."""

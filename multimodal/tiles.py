@@ -4,10 +4,17 @@ Of some sizes the one is chosen in which most of a picture is seen; the picture 
 padded with black to its middle, and cut into squares. Sizes here are heights and widths.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 
+import numpy as np
 from PIL import Image
+
+from ..errors import ModelConfigError
+from .fields import HfConfig
+from .pixels import Normalization
 
 Size = tuple[int, int]
 _SCALED_FROM = 1.1
@@ -73,3 +80,110 @@ def padded_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     square = Image.new("RGB", (edge, edge), color)
     square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
     return square
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """A picture for the tower. Sizes are heights and widths."""
+
+    pixels: np.ndarray
+    """Float32 [1 + rows * columns, 3, side, side]: the whole, then the grid row by row."""
+    grid: Size
+    """Rows and columns."""
+    kept: Size
+    """Features in the middle of the grid, around which is padding."""
+    shown: Size
+    """What they are scaled to for the language model, which sees one more at each line's end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Squares:
+    """Makes squares, whatever the aspect."""
+
+    side: int
+    """Pixels along an edge of a square."""
+    along: int
+    """Patches of the tower along it."""
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+    normalize: Normalization = Normalization()
+
+    def _pixels(self, images: Iterable[Image.Image]) -> np.ndarray:
+        """Float32 [n, 3, side, side]."""
+        edges = self.side, self.side
+        return np.stack([self.normalize(image.resize(edges, self.resample)) for image in images])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TiledImages(Squares):
+    """Prepares pictures: the whole, and tiles of a larger version."""
+
+    pinpoints: tuple[Size, ...]
+    """Heights and widths in pixels of which the larger version has one."""
+    max_squares: int | None = None
+    """A grid of clearly more features than so many squares have is scaled down to about that."""
+
+    @property
+    def max_tokens(self) -> int:
+        """No picture has more."""
+        return self.along**2 + _most_shown(self)
+
+    def num_tokens(self, width: int, height: int) -> int:
+        """Placeholder tokens of a picture of a size, however thin it is.
+
+        Those of the whole, of the grid without its padding, and one at the end of each line.
+        """
+        rows, columns = self._shown(self._kept(self._size(width, height), width, height))
+        return self.along**2 + rows * (columns + 1)
+
+    def __call__(self, image: Image.Image) -> Tiles:
+        """Of an RGB picture."""
+        size = self._size(*image.size)
+        kept = self._kept(size, *image.size)
+        pixels = self._pixels([image, *cut(image, size, self.side, self.resample)])
+        return Tiles(pixels, self._grid(size), kept, self._shown(kept))
+
+    def _size(self, width: int, height: int) -> Size:
+        """Of the larger version in pixels."""
+        return best_size(height, width, self.pinpoints)
+
+    def _grid(self, size: Size) -> Size:
+        return size[0] // self.side, size[1] // self.side
+
+    def _features(self, size: Size) -> Size:
+        rows, columns = self._grid(size)
+        return rows * self.along, columns * self.along
+
+    def _kept(self, size: Size, width: int, height: int) -> Size:
+        """Features that a picture of a width and height covers of the larger version."""
+        return unpadded(height, width, self._features(size))
+
+    def _shown(self, kept: Size) -> Size:
+        if self.max_squares is None:
+            return kept
+        return bounded(kept, self.max_squares * self.along**2)
+
+
+@functools.lru_cache(maxsize=8)
+def _most_shown(images: TiledImages) -> int:
+    """Features and ends of lines of the grid that shows most, whatever of it is padding."""
+    covers = {
+        cover
+        for rows, columns in map(images._features, images.pinpoints)
+        for cover in (
+            *((kept, columns) for kept in range(rows + 1)),
+            *((rows, kept) for kept in range(columns)),
+        )
+    }
+    return max(rows * (columns + 1) for rows, columns in map(images._shown, covers))
+
+
+def check_pinpoints(hf: HfConfig, pinpoints: tuple[Size, ...]) -> None:
+    """Raises ModelConfigError where `image_grid_pinpoints` are not those of the model's config."""
+    given = hf.get("image_grid_pinpoints")
+    expected = [list(size) for size in pinpoints]
+    if given is not None and given != expected:
+        raise ModelConfigError(
+            "The field 'image_grid_pinpoints' in the model's preprocessor_config.json is "
+            f"{given}, and in its config.json {expected}; they must be the same. Correct the "
+            "files."
+        )

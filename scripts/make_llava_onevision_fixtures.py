@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -41,16 +40,21 @@ from transformers.models.llava_onevision.modeling_llava_onevision import get_any
 from transformers.models.llava_onevision.video_processing_llava_onevision import (
     LlavaOnevisionVideoProcessor,
 )
+from vision_fixtures import (
+    continued,
+    numbered,
+    old_name,
+    randomize,
+    waves,
+    write_json,
+    write_tokenizer,
+)
 
 OUTPUT = (
     Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "vision" / "llava_onevision"
 )
 EDGE, PATCH, ALONG = 38, 7, 5
 """Three pixels of an edge are beyond its patches, as six of 384 are."""
-NEW_TOKENS = 64
-LEAST_MARGIN = 0.005
-"""Between the best and the second logit of a greedy step, so that rounding decides nothing."""
-
 PICTURES = {"wide": (40, 75), "tall": (70, 20), "small": (21, 24), "thin": (7, 110)}
 PICTURES |= {"large": (108, 99)}
 """Height and width."""
@@ -70,9 +74,7 @@ SEVERAL = "several"
 """The prompt whose pictures are not tiled."""
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-CHARACTERS = [*map(chr, range(33, 127)), "Ġ", "Ċ"]
-"""Printable ASCII, space and line feed, as byte-level tokenizers write them."""
-TOKENS = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
+TOKENS = numbered(SPECIAL)
 VOCABULARY = 104
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -149,7 +151,13 @@ VIDEO_PREPROCESSOR = SQUARES | {"video_processor_type": "LlavaOnevisionVideoProc
 def main() -> None:
     torch.set_num_threads(1)
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    write_tokenizer()
+    write_tokenizer(
+        OUTPUT,
+        SPECIAL,
+        chat_template=TEMPLATE,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
     processor = make_processor()
     media = {name: waves(*size) for name, size in (PICTURES | VIDEOS).items()}
     for seed in range(1000):
@@ -165,22 +173,12 @@ def main() -> None:
     np.savez_compressed(OUTPUT / "expected.npz", **expected)
     tensors = {old_name(name): value.contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, OUTPUT / "model.safetensors", metadata={"format": "pt"})
-    write_json("config.json", FIELDS)
-    write_json(
-        "config_v5.json", model.config.to_dict() | {"architectures": FIELDS["architectures"]}
-    )
-    write_json("preprocessor_config.json", PREPROCESSOR)
-    write_json("video_preprocessor_config.json", VIDEO_PREPROCESSOR)
+    write_json(OUTPUT / "config.json", FIELDS)
+    newer = model.config.to_dict() | {"architectures": FIELDS["architectures"]}
+    write_json(OUTPUT / "config_v5.json", newer)
+    write_json(OUTPUT / "preprocessor_config.json", PREPROCESSOR)
+    write_json(OUTPUT / "video_preprocessor_config.json", VIDEO_PREPROCESSOR)
     print(f"seed {seed}")
-
-
-def waves(*size: int) -> np.ndarray:
-    """Waves with a little noise that move along time, uint8 [..., H, W, 3]."""
-    random = np.random.default_rng(size)
-    *t, y, x = np.indices(size)
-    moved = [np.sin(x / (4 + c) + y / (6 + c) + sum(t) * (1 + c) / 3) * 90 + 128 for c in range(3)]
-    pixels = np.stack(moved, -1) + random.normal(0, 4, (*size, 3))
-    return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
 def make_processor() -> LlavaOnevisionProcessor:
@@ -201,21 +199,7 @@ def random_model(seed: int) -> Any:
     model = LlavaOnevisionForConditionalGeneration._from_config(
         config, attn_implementation="eager", dtype=torch.float32
     )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.3)
-            elif "norm" in name:
-                parameter.normal_(1, 0.3)
-            elif "embed_tokens" in name or "newline" in name:
-                parameter.normal_(0, 1.0)
-            elif "position" in name:
-                parameter.normal_(0, 0.5)
-            else:
-                parameter.normal_(0, 1.4 * parameter[0].numel() ** -0.5)
-        model.lm_head.weight[: len(SPECIAL)] *= 0.1  # so that greedy tokens are characters
-        model.lm_head.weight[len(TOKENS) :] *= 0.1
-    return model.eval()
+    return randomize(model, SPECIAL)
 
 
 @torch.no_grad()
@@ -293,76 +277,12 @@ def prompts_expected(
             return_tensors="pt",
         )
         field = "untiled" if name == SEVERAL else "features"
-        found = continued(model, inputs, [features[f"{n}/{field}"] for n in names])
+        found = continued(model, inputs, [features[f"{n}/{field}"] for n in names], SPECIAL)
         if found is None:
             return None
         expected |= {f"{name}/{key}": array for key, array in found.items()}
         expected |= {f"{name}/text": np.array(text), f"{name}/media": np.array(names, np.str_)}
     return expected
-
-
-@torch.no_grad()
-def continued(model: Any, inputs: Any, rows: list[np.ndarray]) -> dict[str, np.ndarray] | None:
-    prompt = inputs["input_ids"][0]
-    whole = model(**inputs, use_cache=False).logits[0]
-    embed = model.get_input_embeddings()
-    x = embed(prompt)
-    if rows:
-        x[(prompt == TOKENS["<image>"]) | (prompt == TOKENS["<video>"])] = torch.tensor(
-            np.concatenate(rows)
-        )
-    greedy: list[int] = []
-    for step in range(NEW_TOKENS):
-        logits = model(inputs_embeds=x[None], use_cache=False).logits[0]
-        if step == 0 and torch.abs(logits - whole).max() > 1e-4:
-            raise RuntimeError("The features are not those that the model makes of the prompt.")
-        best = logits[-1].topk(2)
-        token = int(best.indices[0])
-        if best.values[0] - best.values[1] < LEAST_MARGIN or token < len(SPECIAL):
-            return None
-        greedy.append(token)
-        x = torch.cat([x, embed(best.indices[:1])])
-    if len(set(greedy)) < 8 or max(greedy) >= len(TOKENS):
-        return None
-    return {
-        "prompt": prompt.numpy().astype(np.int32),
-        "logits": whole.numpy(),
-        "greedy": np.array(greedy, np.int32),
-    }
-
-
-def old_name(name: str) -> str:
-    """As in the published checkpoints."""
-    for new, old in (
-        ("lm_head.", "language_model.lm_head."),
-        ("model.language_model.", "language_model.model."),
-        ("model.vision_tower.", "vision_tower.vision_model."),
-        ("model.", ""),
-    ):
-        if name.startswith(new):
-            return old + name.removeprefix(new)
-    raise RuntimeError(f"The tensor {name} is new; add its old name.")
-
-
-def write_tokenizer() -> None:
-    tokenizer = Tokenizer(models.BPE(vocab=TOKENS, merges=[]))
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    (OUTPUT / "tokenizer.json").write_text(tokenizer.to_str(), "utf-8")
-    settings = {
-        "chat_template": TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    write_json("tokenizer_config.json", settings)
-
-
-def write_json(name: str, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    (OUTPUT / name).write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

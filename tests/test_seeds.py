@@ -25,9 +25,11 @@ SQL = ROOT / "examples" / "sql_adapter"
 DEMO = Path(quire.__file__).resolve().parent / "models" / "demo"
 STAND_INS = {
     "llava-hf/llava-1.5-7b-hf": "vision/llava",
+    "llava-hf/LLaVA-NeXT-Video-7B-hf": "vision/llava_next_video",
     "microsoft/Phi-3.5-vision-instruct": "vision/phi3_v",
     "Qwen/Qwen2-Audio-7B-Instruct": "audio/qwen2_audio",
     "Qwen/Qwen2-VL-2B-Instruct": "vision/qwen2_vl",
+    "fixie-ai/ultravox-v0_5-llama-3_2-1b": "audio/ultravox",
 }
 """Small models in `fixtures` for those that see and hear."""
 SIZES = {r"\b32000\b": "189", r"\b1,3,336,336\b": "1,3,35,35", r"\b576\b": "25"}

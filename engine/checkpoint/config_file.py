@@ -29,14 +29,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_object(path)
 
 
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The contents of `generation_config.json`; empty where a model has none, as many do.
+def read_generation_config(*folders: Path) -> dict[str, Any]:
+    """The contents of `generation_config.json` in the first of `folders` that has one; empty where
+    none has, as of many models.
 
     Raises:
         ModelConfigError: it is there but unreadable or not a JSON object.
     """
-    path = folder / GENERATION_CONFIG
-    return _read_object(path) if path.is_file() else {}
+    paths = (folder / GENERATION_CONFIG for folder in folders)
+    return next((_read_object(path) for path in paths if path.is_file()), {})
 
 
 _PROCESSORS = {
@@ -47,25 +48,30 @@ _PROCESSORS = {
 """Where it stands how media of a kind are prepared: files, and a part of PROCESSOR_CONFIG."""
 
 
-def read_preprocessor_config(folder: Path, kind: str) -> dict[str, Any]:
+def read_preprocessor_config(kind: str, *folders: Path) -> dict[str, Any]:
     """How media of a kind, such as `image`, are prepared: `preprocessor_config.json`, one of videos
-    alone, or a part of `processor_config.json`.
+    alone, or a part of `processor_config.json`, in the first of `folders` that has any.
 
     Raises:
         ModelConfigError: none is there, or one is unreadable or not a JSON object.
     """
+    for folder in folders:
+        if (found := _preprocessor_config(kind, folder)) is not None:
+            return found
+    raise ModelConfigError(
+        f"{folders[0]} has no {' or '.join(_PROCESSORS[kind][0])}, which says how this model takes "
+        f"media of the kind {kind!r}. Copy it from where the model comes from."
+    )
+
+
+def _preprocessor_config(kind: str, folder: Path) -> dict[str, Any] | None:
     names, part = _PROCESSORS[kind]
     for name in names:
         if (path := folder / name).is_file():
             return _read_object(path)
     path = folder / PROCESSOR_CONFIG
     found = _read_object(path).get(part) if path.is_file() else None
-    if not isinstance(found, dict):
-        raise ModelConfigError(
-            f"{folder} has no {' or '.join(names)}, which says how this model takes media of the "
-            f"kind {kind!r}. Copy it from where the model comes from."
-        )
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

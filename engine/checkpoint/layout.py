@@ -4,12 +4,24 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
 VIDEO_PREPROCESSOR_CONFIG = "video_preprocessor_config.json"
+PREPROCESSORS = (PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, VIDEO_PREPROCESSOR_CONFIG)
+VOCABULARIES = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("spiece.model",),
+    ("tekken.json",),
+    ("tiktoken.model",),
+)
+"""Files that hold the vocabulary of a tokenizer: all of one entry must be there."""
 PARAMS_DIR = "quire_params"
 """The folder of parameters in a checkpoint that Quire saved."""
 
@@ -53,6 +65,11 @@ def is_companion(name: str) -> bool:
         name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
         for pattern in _COMPANIONS
     )
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether `folder` has what a tokenizer cannot be without."""
+    return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)
 
 
 def weight_files(names: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Streams the tensors of a checkpoint to their places on the device, several at a time."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +13,8 @@ from ...errors import CheckpointError, MemoryBudgetError
 from ...models.checkpoint_map import CheckpointMap
 from .layout import PARAMS_DIR
 from .orbax_dir import load_orbax
+from .parts import FoundPart, open_joined
 from .plan import ParamPlan, plan_params
-from .tensors import open_tensors
 
 if TYPE_CHECKING:
     import jax
@@ -50,6 +50,7 @@ def load_params(
     shapes: Mapping[str, "jax.ShapeDtypeStruct"],
     cmap: CheckpointMap,
     *,
+    parts: Iterable[FoundPart] = (),
     sharding: "Sharding | Mapping[str, Sharding] | None" = None,
     progress: bool = True,
     workers: int = 8,
@@ -63,6 +64,7 @@ def load_params(
         folder: of Hugging Face layout, or one that `save_params` wrote.
         shapes: shape and type of every parameter, by dotted path.
         cmap: how the checkpoint's tensors fill them. A folder of `save_params` needs none of it.
+        parts: of the model, which have tensors that the folder may lack.
         sharding: of all parameters, or of each; None is the default device.
         progress: whether to show a bar, in bytes.
         workers: threads that read.
@@ -76,7 +78,7 @@ def load_params(
     shardings = _shardings(shapes, sharding)
     if (folder / PARAMS_DIR).is_dir():
         return load_orbax(folder, shapes, shardings)
-    plans = plan_params(folder, open_tensors(folder), shapes, cmap)
+    plans = plan_params(folder, open_joined(folder, cmap, parts), shapes, cmap)
     budget = ByteBudget(max([_BYTES_IN_FLIGHT, *(plan.nbytes for plan in plans)]))
     executor = ThreadPoolExecutor(workers, thread_name_prefix="quire-load")
     try:

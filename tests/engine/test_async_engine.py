@@ -428,11 +428,16 @@ def test_a_request_left_before_it_is_made_is_not(
     served: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    real = served._engine._make
+    real = served._engine._maker
 
-    def make(prompts: Any, *args: Any) -> Any:
-        made.append(prompts[0].text)
-        return real(prompts, *args)
+    def maker(*args: Any) -> Any:
+        make = real(*args)
+
+        def told(index: int, prompt: Any) -> Any:
+            made.append(prompt.text)
+            return make(index, prompt)
+
+        return told
 
     async def main() -> None:
         released = threading.Event()
@@ -446,7 +451,7 @@ def test_a_request_left_before_it_is_made_is_not(
         released.set()
         assert (await kept).finished
 
-    monkeypatch.setattr(served._engine, "_make", make)
+    monkeypatch.setattr(served._engine, "_maker", maker)
     run(main())
     assert made == [PROMPTS[1]]
 

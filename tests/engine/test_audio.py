@@ -17,7 +17,7 @@ from tests.engine.vision_models import RATE, SoundCases
 CASES = SoundCases()
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 FEW = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-EXPECTED = [CASES.greedy(name) for name in CASES.names]
+EXPECTED = CASES.greedy()
 MARKER = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 
 
@@ -64,7 +64,7 @@ def test_another_sound_gives_another_answer(hearing: Engine) -> None:
     count = prompt["prompt_token_ids"].count(127)
     other = np.random.default_rng(0).normal(0, 3000, count * 640).astype(np.int16)
     changed = {**prompt, "multi_modal_data": {"audio": (other, RATE)}}
-    assert tokens(hearing, changed)[0] != CASES.greedy("one")
+    assert tokens(hearing, changed)[0] != CASES.tokens("one")
 
 
 def test_every_form_of_a_sound(hearing: Engine, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_every_form_of_a_sound(hearing: Engine, tmp_path: Path) -> None:
         str(path),
     ]
     prompts = [{**prompt, "multi_modal_data": {"audio": form}} for form in forms]
-    assert tokens(hearing, prompts) == [CASES.greedy("one")] * len(forms)
+    assert tokens(hearing, prompts) == [CASES.tokens("one")] * len(forms)
 
 
 @pytest.mark.parametrize("rate", [8000, 44100, 192000])
@@ -132,7 +132,7 @@ def test_what_is_refused(hearing: Engine, data: Any, error: type[Exception], mes
 def test_it_serves_on_after_refusals(hearing: Engine) -> None:
     with pytest.raises(MediaError):
         hearing.generate({"prompt": MARKER, "multi_modal_data": {"audio": wav(np.zeros(0))}})
-    assert tokens(hearing, CASES.prompt("two")) == [CASES.greedy("two")]
+    assert tokens(hearing, CASES.prompt("two")) == [CASES.tokens("two")]
 
 
 def test_options_that_do_not_fit() -> None:

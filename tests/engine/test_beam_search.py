@@ -18,6 +18,7 @@ from quire.engine import beam_search
 from quire.engine.beam_search import Beam, BeamSearch, Logprobs
 from quire.engine.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
 from quire.engine.prompts import Prompt
+from quire.engine.reading import Reading
 from quire.engine.sampling_params import BeamSearchParams, SamplingParams
 from quire.engine.tokenizer import Tokenizer
 from quire.errors import EngineClosedError, OptionError, PromptError
@@ -203,9 +204,10 @@ class TableEngine:
         self.asked: SamplingParams | None = None
 
     def _generate(
-        self, prompts: list[Prompt], params: SamplingParams, use_tqdm: bool
+        self, reading: Reading, params: SamplingParams, use_tqdm: bool
     ) -> list[RequestOutput]:
         assert not use_tqdm
+        prompts = reading.all()
         self.batches.append(prompts)
         self.asked = params
         return [self._answer(prompt.token_ids) for prompt in prompts]

@@ -33,7 +33,7 @@ A, B = ord("a"), ord("b")
     ],
 )
 def test_forms(given: object, parsed: list[Prompt]) -> None:
-    assert PromptReader(Letters()).read(given) == parsed  # pyright: ignore[reportArgumentType]
+    assert PromptReader(Letters()).read(given).all() == parsed  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_forms(given: object, parsed: list[Prompt]) -> None:
 )
 def test_mistakes(given: object, message: str) -> None:
     with pytest.raises(PromptError, match=message):
-        PromptReader(Letters()).read(given)  # pyright: ignore[reportArgumentType]
+        PromptReader(Letters()).read(given).all()  # pyright: ignore[reportArgumentType]
 
 
 def test_text_needs_a_tokenizer() -> None:
     with pytest.raises(PromptError, match="skip_tokenizer_init=True"):
-        PromptReader(None).read("a")
+        PromptReader(None).read("a").all()
 
 
 @pytest.mark.parametrize(

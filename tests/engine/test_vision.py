@@ -5,7 +5,6 @@ For Phi-3.5-vision, which `transformers` lacks, the tokens are those of a refere
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,17 @@ from quire import (
     AsyncEngine,
     BeamSearchParams,
     Engine,
-    LoRARequest,
     MediaError,
     OptionError,
     PromptError,
     RequestOutput,
     SamplingParams,
 )
-from quire.engine.adapter_files import read_adapter_folder
 from quire.engine.media_inputs import _Kept
 from quire.errors import MemoryBudgetError
-from quire.lora.adapter import merged
-from quire.lora.mapping import BaseModel
 from quire.multimodal.image import ImageFeatureData, ImagePixelData
 from quire.multimodal.qwen2_vl import Patches
 from tests.engine.vision_models import PROMPTS, Cases
-from tests.lora_folders import save_adapter
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 FEW = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -119,7 +113,7 @@ def test_one_placeholder_or_all_of_them(seeing: tuple[Engine, Cases]) -> None:
     engine, cases = seeing
     prompt = cases.prompt("two")
     token, short = image_token(engine), []
-    counts = [m.num_tokens for m in engine._running.prompts.read(prompt)[0].media]
+    counts = [m.num_tokens for m in engine._running.prompts.read_one(prompt).media]
     ids, left = prompt["prompt_token_ids"], list(counts)
     index = 0
     while index < len(ids):
@@ -358,36 +352,3 @@ def test_nothing_compiles_after_the_start(llava: tuple[Engine, Cases]) -> None:
         engine._running.features.clear()
     tokens(engine, [*cases.prompts(), cases.prompt("one")], FEW)
     assert engine.stats().programs_compiled == compiled
-
-
-@pytest.mark.parametrize("name", PROMPTS)
-def test_adapters_change_the_text_model_of_prompts_with_pictures(name: str, tmp_path: Path) -> None:
-    """Each of a mixed batch gives what merged weights give, pictures and all."""
-    cases = Cases(name)
-    options = {**cases.options, "enable_lora": True, "max_lora_rank": 8, "enforce_eager": True}
-    plain, half = cases.prompts(), SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
-    with Engine(cases.folder, **options) as engine:
-        spec = engine._running.spec.adapters
-        assert spec is not None
-        request = LoRARequest("seen", 1, str(_adapter(tmp_path, spec.base)))
-        each = [None] * len(plain) + [request] * len(plain)
-        outputs = engine.generate(plain * 2, half, use_tqdm=False, lora_request=each)
-        found = [output.outputs[0].token_ids for output in outputs]
-        adapter = read_adapter_folder(request, spec.base, max_rank=8)
-        params = {path: np.asarray(array) for path, array in engine.params.items()}
-        engine.update_params(merged(params, adapter))
-        changed = tokens(engine, plain, half)
-    assert found == [expected[:32] for expected in cases.greedy()] + changed
-    assert changed != found[: len(plain)]
-
-
-def _adapter(folder: Path, base: BaseModel) -> Path:
-    """Of rank 4, for every linear module that an adapter may change."""
-    random = np.random.default_rng(0)
-    linear = [module for module in base.modules.values() if module.kind == "linear"]
-    arrays: dict[str, np.ndarray] = {}
-    for module in linear:
-        for side, shape in (("A", (4, module.in_size)), ("B", (module.out_size, 4))):
-            array = 0.2 * random.standard_normal(shape, np.float32)
-            arrays[f"base_model.model.{module.name}.lora_{side}.weight"] = array
-    return save_adapter(folder, arrays, 4, [module.name for module in linear])

@@ -59,10 +59,10 @@ RATE = 16000
 
 
 class SoundCases:
-    """The same for Qwen2-Audio."""
+    """The same for a model that hears: Qwen2-Audio, or another."""
 
-    def __init__(self) -> None:
-        self.folder = FIXTURES / "audio" / "qwen2_audio"
+    def __init__(self, name: str = "qwen2_audio") -> None:
+        self.folder = FIXTURES / "audio" / name
         self.options: dict[str, Any] = {"dtype": "float32"}
         with np.load(self.folder / "expected.npz") as file:
             self._file = dict(file)
@@ -83,6 +83,10 @@ class SoundCases:
         """All of them."""
         return [self.prompt(name) for name in self.names]
 
-    def greedy(self, name: str) -> list[int]:
+    def greedy(self) -> list[list[int]]:
+        """What is expected of each."""
+        return [self.tokens(name) for name in self.names]
+
+    def tokens(self, name: str) -> list[int]:
         """What is expected of one."""
         return self._file[f"{name}/greedy"].tolist()

@@ -12,6 +12,7 @@ from tests.models.conftest import PagedFeatures, features_of, forward, read_json
 from tests.models.llava_onevision_model import (
     EXPECTED,
     FOLDER,
+    ONEVISION,
     PICTURES,
     PROMPTS,
     VIDEOS,
@@ -32,7 +33,8 @@ from quire.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig, c
 from quire.models.qwen2 import Qwen2
 from quire.models.siglip import SiglipConfig
 from quire.models.squares import Blend, blended
-from quire.multimodal.llava_onevision import Frames, Tiles
+from quire.multimodal.llava_onevision import Frames
+from quire.multimodal.tiles import Tiles
 
 TOLERANCE = 1e-4
 VIDEO_TOLERANCE = 0.01
@@ -48,25 +50,20 @@ def reference_frames(name: str) -> Frames:
     return Frames(EXPECTED[f"{name}/pixels"])
 
 
-def rows_of(prompt: str) -> np.ndarray:
-    """Features of a prompt's pictures, from one run, and of its videos; and a row of no use."""
-    names = list(map(str, EXPECTED[f"{prompt}/media"]))
+def rows_of(prompt: str) -> list[np.ndarray]:
+    """Features of a prompt's pictures, from one run, and of its videos."""
     tiled = prompt != "several"
+    names = ONEVISION.names(prompt)
     pictures = [tiles(name, tiled) for name in names if name in PICTURES]
-    clips = [EXPECTED[f"{name}/features"] for name in names if name in VIDEOS]
     units = sum(len(one.pixels) for one in pictures)
     encoder = picture_encoder()
     rows = encoded("image", pictures, units + 1)[: sum(map(encoder.num_tokens, pictures))]
-    return np.concatenate([rows, *clips, np.full((1, 32), 9, np.float32)])
+    return [rows, *(EXPECTED[f"{name}/features"] for name in names if name in VIDEOS)]
 
 
 def shown(prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of a prompt, rows of its media, and the row of each token."""
-    tokens, config = EXPECTED[f"{prompt}/prompt"], load().config
-    rows = rows_of(prompt)
-    here = np.isin(tokens, (config.image_token, config.video_token))
-    assert here.sum() == len(rows) - 1
-    return tokens, rows, np.where(here, np.cumsum(here) - 1, len(rows))
+    """As `PagedFeatures` takes a prompt."""
+    return ONEVISION.shown(prompt, rows_of(prompt))
 
 
 @pytest.mark.parametrize("name", ["tall", "small"])

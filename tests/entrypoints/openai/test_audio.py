@@ -157,3 +157,17 @@ def test_a_part_without_a_sound(hearing: str, given: Any) -> None:
 def test_pictures_are_refused(hearing: str) -> None:
     for part in ({"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "video_url"}):
         assert "takes text or input_audio" in error_of(hearing, 400, part)["message"]
+
+
+def test_a_model_whose_template_takes_text_alone() -> None:
+    """Marks are put into the text, and found there, by Ultravox too."""
+    cases = SoundCases("ultravox")
+    samples = cases.samples("long")
+    parts = [{"type": "audio", "audio": (samples, RATE)}, ASK]
+    params = SamplingParams(temperature=0, max_tokens=8)
+    with Engine(cases.folder, dtype="float32", enforce_eager=True) as engine:
+        [output] = engine.chat([{"role": "user", "content": parts}], params, use_tqdm=False)
+    with live_server("--model", str(cases.folder), *FLAGS[2:], *SMALL) as address:
+        assert said(address, sound(encoded(samples)), ASK) == output.outputs[0].text
+        error = error_of(address, 422, sound(encoded(samples)[:44]), ASK)
+        assert "no samples" in error["message"]

@@ -86,12 +86,13 @@ class Qwen2VL(Qwen2):
 
     def encode(self, inputs: Mapping[str, Array]) -> Float[Array, "F E"]:
         """Features of what `Qwen2VLEncoder.inputs` gives, in order of the pictures."""
-        return self.vision(inputs["patches"], inputs["positions"], inputs["segments"])
+        return self.vision(_normalized(inputs), inputs["positions"], inputs["segments"])
 
     @classmethod
     def encoders(cls, config: Qwen2VLConfig) -> "dict[str, Qwen2VLEncoder]":
         """How media become inputs of `encode`, by kind."""
-        encoder = Qwen2VLEncoder(config.vision.patch_values, config.vision.merge)
+        vision = config.vision
+        encoder = Qwen2VLEncoder(vision.channels, vision.patch_values, vision.merge)
         return {"image": encoder, "video": encoder}
 
     def _rotary(self, tokens: Int[Array, " T"], batch: TokenBatch | None) -> Rotary:
@@ -109,6 +110,13 @@ class Qwen2VL(Qwen2):
         return dataclasses.replace(text, pieces=pieces, canonical=_canonical_name)
 
 
+def _normalized(inputs: Mapping[str, Array]) -> Float[Array, "N P"]:
+    """Patches of pixels, each channel by its own factor and term."""
+    factors, terms = inputs["factors"][:, :, None], inputs["terms"][:, :, None]
+    pixels = inputs["patches"].reshape(*factors.shape[:2], -1).astype(jnp.float32)
+    return (pixels * factors + terms).reshape(inputs["patches"].shape)
+
+
 def _canonical_name(name: str) -> str:
     """Newer files, and those of the model without its head, name the two parts otherwise."""
     name = re.sub(r"^model\.visual\.", "visual.", name)
@@ -120,7 +128,17 @@ class PictureLike(Protocol):
 
     @property
     def patches(self) -> np.ndarray:
-        """Float32 [N, P]."""
+        """uint8 [N, P]."""
+        ...
+
+    @property
+    def factors(self) -> np.ndarray:
+        """Float32 [channels]: what a pixel is multiplied by, before `terms` are added."""
+        ...
+
+    @property
+    def terms(self) -> np.ndarray:
+        """Float32 [channels]."""
         ...
 
     @property
@@ -133,6 +151,8 @@ class Group(NamedTuple):
     """Frames of a video that share patches, which the tower sees by themselves."""
 
     patches: np.ndarray
+    factors: np.ndarray
+    terms: np.ndarray
     grid: tuple[int, int, int]
 
 
@@ -143,6 +163,7 @@ class Qwen2VLEncoder:
     `size` counts patches, padding included; it must be a multiple of 256.
     """
 
+    channels: int
     patch_values: int
     """Values of a patch."""
     merge: int
@@ -154,7 +175,9 @@ class Qwen2VLEncoder:
     def parts(self, picture: PictureLike) -> list[Group]:
         """What is encoded apart: the patches of each time."""
         time, height, width = picture.grid
-        return [Group(patches, (1, height, width)) for patches in np.split(picture.patches, time)]
+        levels = picture.factors, picture.terms
+        each = np.split(picture.patches, time)
+        return [Group(patches, *levels, (1, height, width)) for patches in each]
 
     def units(self, picture: PictureLike) -> int:
         """Patches of a picture."""
@@ -184,13 +207,16 @@ class Qwen2VLEncoder:
     def abstract(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of `inputs`."""
         return {
-            "patches": jax.ShapeDtypeStruct((size, self.patch_values), jnp.float32),
+            "patches": jax.ShapeDtypeStruct((size, self.patch_values), jnp.uint8),
+            "factors": jax.ShapeDtypeStruct((size, self.channels), jnp.float32),
+            "terms": jax.ShapeDtypeStruct((size, self.channels), jnp.float32),
             "positions": jax.ShapeDtypeStruct((size, 2), jnp.int32),
             "segments": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
 
     def inputs(self, pictures: Sequence[PictureLike], size: int) -> dict[str, np.ndarray]:
-        """Patches, the row and column of each, and its segment: padding is 0, frames count from 1.
+        """Patches, how each is normalized, its row and column, and its segment: padding is 0, and
+        frames count from 1.
 
         Raises:
             ValueError: the pictures have more than `size` patches, or those are of another size,
@@ -202,7 +228,8 @@ class Qwen2VLEncoder:
         for picture in pictures:
             frames, height, width = picture.grid
             part = slice(start, start + self.units(picture))
-            arrays["patches"][part] = picture.patches
+            for name in ("patches", "factors", "terms"):
+                arrays[name][part] = getattr(picture, name)
             arrays["positions"][part] = np.tile(self._places(height, width), (frames, 1))
             frame = np.repeat(np.arange(frames), height * width)
             arrays["segments"][part] = segment + 1 + frame

@@ -103,14 +103,19 @@ class LogMel:
                 "[N]. Mix the channels first."
             )
         frames = self.num_frames(len(samples))
-        padded = np.zeros(self.max_length)
+        padded = np.zeros(
+            min(len(samples) // self.hop * self.hop + 2 * self.window, self.max_length)
+        )
         padded[: len(samples)] = samples[: self.max_length]
-        mels = np.log10(np.maximum(self._energies(padded), _FLOOR))
+        energies = self._energies(padded)  # behind them is silence
+        heard = np.log10(np.maximum(energies, _FLOOR))
+        mels = np.full((self.bins, self.max_frames), np.log10(_FLOOR))
+        mels[:, : heard.shape[1]] = heard
         mels = np.maximum(mels, mels.max() - _RANGE)
         return Spectrogram(((mels + 4.0) / 4.0).astype(np.float32), frames)
 
     def _energies(self, samples: np.ndarray) -> np.ndarray:
-        """Float64 [M, T] of samples [max_length]; frames are centred on multiples of the hop."""
+        """Float64 [M, frames] of samples; frames are centred on multiples of the hop."""
         mirrored = np.pad(samples, self.window // 2, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(mirrored, self.window)[:: self.hop]
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)

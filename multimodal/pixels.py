@@ -33,6 +33,16 @@ class Normalization:
             raise malformed("image_std", list(std), "three numbers that are not 0")
         return cls(scale, _channels(hf, "image_mean", CLIP_MEAN), std)
 
+    @property
+    def factors(self) -> np.ndarray:
+        """Float32 [3]: what a value is multiplied by, before `terms` are added."""
+        return (self.scale / np.array(self.std)).astype(np.float32)
+
+    @property
+    def terms(self) -> np.ndarray:
+        """Float32 [3]."""
+        return (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
+
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The float32 [3, H, W] of an RGB picture."""
         pixels = (np.asarray(image).transpose(2, 0, 1) * self.scale).astype(np.float32)

@@ -23,10 +23,17 @@ _ABOVE_LEAST = 1.05
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """A picture or video for the tower; the language model gets `num_tokens` features for it."""
+    """A picture or video for the tower; the language model gets `num_tokens` features for it.
+
+    The device normalizes: it takes pixels of one byte in a quarter of the time.
+    """
 
     patches: np.ndarray
-    """Float32 [N, 3 * frames * patch * patch]: merge x merge neighbours follow one another."""
+    """uint8 [N, 3 * frames * patch * patch]: merge x merge neighbours follow one another."""
+    factors: np.ndarray
+    """Float32 [3]: what a pixel is multiplied by, for each channel, before `terms` are added."""
+    terms: np.ndarray
+    """Float32 [3]."""
     grid: tuple[int, int, int]
     """Patches along time, height and width; N is their product."""
     num_tokens: int
@@ -121,22 +128,24 @@ class _Qwen2VLFrames:
         """Of RGB frames of one size, the last of which fills what is left of its patches."""
         time, rows, columns = grid
         squares = rows // self.merge, columns // self.merge, self.merge, self.merge
-        out = np.empty((time, *squares, 3, self.frames, self.patch, self.patch), np.float32)
+        out = np.empty((time, *squares, 3, self.frames, self.patch, self.patch), np.uint8)
         for i, frame in enumerate(frames):
             group, place = divmod(i, self.frames)
             places = slice(place, place + 1 if i + 1 < len(frames) else None)
             out[group, ..., places, :, :] = self._squares(frame, rows, columns)[..., None, :, :]
         patches = out.reshape(math.prod(grid), 3 * self.frames * self.patch**2)
-        return Patches(patches, grid, math.prod(self._merged(grid)))
+        tokens = math.prod(self._merged(grid))
+        return Patches(patches, self.normalize.factors, self.normalize.terms, grid, tokens)
 
     def _squares(self, frame: Image.Image, rows: int, columns: int) -> np.ndarray:
-        """One frame as [row, column, row inside, column inside, 3, patch, patch]."""
+        """One frame as uint8 [row, column, row inside, column inside, 3, patch, patch]."""
         resized = frame.resize((columns * self.patch, rows * self.patch), self.resample)
-        cut = self.normalize(resized).reshape(
-            *(3, rows // self.merge, self.merge, self.patch),
+        cut = np.asarray(resized).reshape(
+            *(rows // self.merge, self.merge, self.patch),
             *(columns // self.merge, self.merge, self.patch),
+            3,
         )
-        return cut.transpose(1, 4, 2, 5, 0, 3, 6)
+        return cut.transpose(0, 3, 1, 4, 6, 2, 5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ Run by hand, with torch and transformers installed: `python scripts/make_qwen2_v
 config.json and the names of the tensors are as in the published checkpoints; config_nested.json and
 `names` of expected.npz are as `transformers` 5 has them. expected.npz holds besides
 
-    PICTURE/picture                uint8 [H, W, 3]; "video" has none
+    PICTURE/picture                uint8 [H, W, 3]
     PICTURE/patches, /grid         what the processor makes of it
     PICTURE/features               of the tower
     PROMPT/pictures, /prompt       names, and token ids with a placeholder for each feature
@@ -40,7 +40,6 @@ LEAST_MARGIN = 0.005
 
 PICTURES = {"wide": (24, 40), "tall": (61, 17), "small": (9, 11), "thin": (6, 90)}
 """Height and width."""
-VIDEO, VIDEO_GRID = "video", (2, 4, 6)
 VIDEOS = {"long": (5, 60, 80), "short": (4, 17, 30)}
 """Frames, height and width."""
 CAPPED = {"cap_pixels_per_frame": True, "max_video_tokens": 22}
@@ -49,7 +48,6 @@ PROMPTS: dict[str, list[int | str]] = {
     "one": [7, "wide", 9],
     "two": [5, "tall", 4, "wide", 6],
     "many": [1, "small", 0, "thin", 0, "tall", 3],
-    "video": [3, "video", 8],
 }
 """Lengths of random text, and pictures."""
 VIDEO_PROMPTS: dict[str, list[int | str]] = {
@@ -66,7 +64,7 @@ CHARACTERS = [*map(chr, range(33, 127)), "Ġ", "Ċ"]
 TOKENS = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
 VOCABULARY = 112
 PAD = {name: TOKENS["<|image_pad|>"] for name in PICTURES}
-PAD |= {name: TOKENS["<|video_pad|>"] for name in (VIDEO, *VIDEOS)}
+PAD |= {name: TOKENS["<|video_pad|>"] for name in VIDEOS}
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
@@ -230,10 +228,8 @@ def find_model(pictures: dict[str, dict[str, np.ndarray]]) -> tuple[int, Any, An
     for seed in range(1000):
         model = random_model(seed)
         random = np.random.default_rng(seed)
-        patches = random.normal(0, 1, (np.prod(VIDEO_GRID), 96)).astype(np.float32)
-        inputs = pictures | {VIDEO: {"patches": patches, "grid": np.array(VIDEO_GRID)}}
-        expected = {f"{n}/{field}": a for n, i in inputs.items() for field, a in i.items()}
-        expected |= {f"{n}/features": features(model, n, i) for n, i in inputs.items()}
+        expected = {f"{n}/{field}": a for n, i in pictures.items() for field, a in i.items()}
+        expected |= {f"{n}/features": features(model, n, i) for n, i in pictures.items()}
         for name, layout in PROMPTS.items():
             found = reference(model, layout, expected, random)
             if found is None:
@@ -268,8 +264,7 @@ def random_model(seed: int) -> Any:
 @torch.no_grad()
 def features(model: Any, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
     grid = torch.tensor(inputs["grid"])[None]
-    is_video = PAD[name] == PAD[VIDEO]
-    encode = model.model.get_video_features if is_video else model.model.get_image_features
+    encode = model.model.get_video_features if name in VIDEOS else model.model.get_image_features
     [rows] = encode(torch.tensor(inputs["patches"]), grid).pooler_output
     return rows.numpy()
 
@@ -349,8 +344,8 @@ def pixels(names: list[str], inputs: dict[str, np.ndarray]) -> dict[str, torch.T
 
 def by_kind(names: list[str]) -> dict[str, list[str]]:
     kinds = {
-        "image": [name for name in names if PAD[name] != PAD[VIDEO]],
-        "video": [name for name in names if PAD[name] == PAD[VIDEO]],
+        "image": [name for name in names if name in PICTURES],
+        "video": [name for name in names if name in VIDEOS],
     }
     return {kind: chosen for kind, chosen in kinds.items() if chosen}
 

@@ -14,7 +14,6 @@ from tests.models.qwen2_vl_model import (
     FOLDER,
     PROMPTS,
     VIDEOS,
-    Picture,
     Prompt,
     expected,
     load_model,
@@ -218,7 +217,8 @@ def test_the_processor_makes_what_the_encoder_takes(name: str) -> None:
     ours = processor(Image.fromarray(expected()[f"{name}/picture"]))
     picture, encoder = load_picture(name), load_model().encoder
     assert ours.grid == picture.grid
-    assert np.abs(ours.patches - picture.patches).max() < 1e-5
+    assert np.array_equal(ours.patches, picture.patches)
+    assert np.array_equal([ours.factors, ours.terms], [picture.factors, picture.terms])
     assert encoder.num_tokens(ours) == ours.num_tokens == len(picture.features)
     assert encoder.inputs([ours], RUN)["patches"].shape == (RUN, 96)
 
@@ -267,22 +267,24 @@ def test_the_processor_of_videos_makes_what_the_encoder_takes(name: str) -> None
 
 def test_inputs_of_several_pictures() -> None:
     encoder = load_model().encoder
-    small, video = load_picture("small"), load_picture("video")
-    assert [encoder.units(picture) for picture in (small, video)] == [24, 48]
-    assert [encoder.num_tokens(picture) for picture in (small, video)] == [6, 12]
-    assert [encoder.token_grid(picture) for picture in (small, video)] == [(1, 2, 3), (2, 2, 3)]
+    small, video = load_picture("small"), load_picture("short")
+    assert [encoder.units(picture) for picture in (small, video)] == [24, 64]
+    assert [encoder.num_tokens(picture) for picture in (small, video)] == [6, 16]
+    assert [encoder.token_grid(picture) for picture in (small, video)] == [(1, 2, 3), (2, 2, 4)]
     assert encoder.num_rows(512) == 128
     inputs = encoder.inputs([small, video], 512)
     assert {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in inputs.items()} == (
         encoder.abstract(512)
     )
-    assert inputs["segments"].tolist() == [1] * 24 + [2] * 24 + [3] * 24 + [0] * 440
-    assert np.array_equal(inputs["patches"][24:72], video.patches)
-    assert not inputs["patches"][72:].any()
+    assert inputs["segments"].tolist() == [1] * 24 + [2] * 32 + [3] * 32 + [0] * 424
+    assert np.array_equal(inputs["patches"][24:88], video.patches)
+    assert np.array_equal(inputs["factors"][:88], [video.factors] * 88)
+    assert np.array_equal(inputs["terms"][:88], [video.terms] * 88)
+    assert not any(inputs[name][88:].any() for name in ("patches", "factors", "terms"))
     # rows of two by two neighbours: the first, the second, and the first of the next row of them
     square = [[0, 0], [0, 1], [1, 0], [1, 1]]
     places = inputs["positions"].tolist()
-    assert places[:4] == places[24:28] == places[48:52] == square
+    assert places[:4] == places[24:28] == places[56:60] == square
     assert places[4:8] == [[row, column + 2] for row, column in square]
     assert places[12:16] == [[row + 2, column] for row, column in square]
 
@@ -293,7 +295,7 @@ def test_inputs_that_do_not_fit() -> None:
         encoder.inputs([wide] * 5, 256)
     with pytest.raises(ValueError, match=r"run of 300 patches.*multiple of 256"):
         encoder.inputs([wide], 300)
-    other = Picture(wide.patches[:, :48], wide.grid, wide.features)
+    other = dataclasses.replace(wide, patches=wide.patches[:, :48])
     with pytest.raises(ValueError, match=r"shape \(60, 48\).*takes \(60, 96\).*preprocessor_conf"):
         encoder.inputs([other], 256)
 

@@ -19,7 +19,7 @@ from quire.multimodal.clip import ClipImages
 from quire.multimodal.errors import MediaError
 from quire.multimodal.phi3_v import Phi3VImages, _cubic_rows
 from quire.multimodal.pixels import CLIP_MEAN, CLIP_STD
-from quire.multimodal.qwen2_vl import Qwen2VLImages, Qwen2VLVideos
+from quire.multimodal.qwen2_vl import Patches, Qwen2VLImages, Qwen2VLVideos
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 FILE = np.load(FIXTURES / "images.npz")
@@ -102,11 +102,18 @@ def test_qwen2_vl_is_that_of_transformers(name: str, bounds: tuple[int, int]) ->
         processor, image = Qwen2VLImages.from_hf(config), picture(name)
         made = processor(image)
         rows = math.prod(made.grid)
-        assert (made.patches.shape, made.patches.dtype) == ((rows, 1176), np.float32)
+        assert (made.patches.shape, made.patches.dtype) == ((rows, 1176), np.uint8)
         assert made.grid == tuple(FILE[f"{expected}/grid"]) == processor.grid(*image.size)
         assert made.num_tokens * 4 == rows
         assert made.num_tokens == processor.num_tokens(*image.size) <= processor.max_tokens
-        np.testing.assert_allclose(made.patches[:, ::11], FILE[f"{expected}/patches"], **TOLERANCE)
+        values = normalized(made)[:, ::11]
+        np.testing.assert_allclose(values, FILE[f"{expected}/patches"], **TOLERANCE)
+
+
+def normalized(made: Patches) -> np.ndarray:
+    """Patches as `transformers` makes them, and as the device does."""
+    factors, terms = (np.repeat(x, made.patches.shape[1] // 3) for x in (made.factors, made.terms))
+    return made.patches * factors + terms
 
 
 def test_sizes_of_qwen2_vl() -> None:
@@ -161,8 +168,8 @@ def test_qwen2_vl_videos_are_those_of_transformers(
     assert made.grid == tuple(VIDEOS[f"{name}/grid"]) == processor.grid(number, width, height)
     assert made.num_tokens == math.prod(made.grid) // 4
     assert made.num_tokens == processor.num_tokens(number, width, height) <= processor.max_tokens
-    assert made.patches.dtype == np.float32
-    patches = made.patches[::7, ::97] if name == "full" else made.patches
+    assert made.patches.dtype == np.uint8
+    patches = normalized(made)[::7, ::97] if name == "full" else normalized(made)
     assert patches.shape == expected.shape
     error = np.abs(patches - expected)
     assert error.max() < 0.0151
@@ -186,7 +193,7 @@ def test_the_last_frame_of_a_qwen2_vl_video_fills_its_patch() -> None:
     three, four = processor(frames), processor(np.concatenate([frames, frames[2:]]))
     assert three.grid == four.grid == (2, 2, 2)
     np.testing.assert_array_equal(three.patches, four.patches)
-    levels = three.patches.reshape(2, 4, 3, 2, 196)
+    levels = normalized(three).reshape(2, 4, 3, 2, 196)
     expected = (np.array([[0, 90], [180, 180]]) / 255 - CLIP_MEAN[0]) / CLIP_STD[0]
     np.testing.assert_allclose(levels[:, :, 0].mean((1, 3)), expected, **TOLERANCE)
     still = Qwen2VLImages(784, 784)(Image.fromarray(frames[1]))

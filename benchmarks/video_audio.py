@@ -95,7 +95,7 @@ WORKLOADS = {
         "video",
         functools.partial(video, 640, 480, 120),
         "MP4 files of 640x480, 4 s, 16 frames taken",
-        {"mm_processor_kwargs": {"num_frames": 16}},
+        {"mm_processor_kwargs": {"num_frames": 16}, "mm_encoder_cache_gb": 1},
         requests=32,
     ),
     "qwen2-audio-7b": Workload(

@@ -304,12 +304,12 @@ class Engine:
         media, reader = self._running.media, self._running.prompts
         if media is None:
             text = render_chat(tokenizer, messages, **template)
-            return reader.read_one(text, add_special_tokens=False)
+            return reader.read_one(text, chat=True)
         messages, sources = take_media(messages)
         text = render_chat(tokenizer, messages, shown=media.spec.formats, **template)
         data = media.fetch(sources) if sources else None
         prompt = {"prompt": text, "multi_modal_data": data, "mm_processor_kwargs": settings}
-        return reader.read_one(prompt, add_special_tokens=False)
+        return reader.read_one(prompt, chat=True)
 
     def _maker(
         self,

@@ -57,10 +57,15 @@ class MediaInputs:
         self._kept = _Kept(_KEPT_BYTES)
         self._fetching = ThreadPoolExecutor(_MOST_FETCHED, "quire-fetch")
 
-    def open(self, data: Any, settings: Mapping[str, Any] | None) -> list[Opened]:
+    def open(
+        self, data: Any, settings: Mapping[str, Any] | None, *, chat: bool = False
+    ) -> list[Opened]:
         """The media of one prompt, from its `multi_modal_data` and `mm_processor_kwargs`.
 
         Raises PromptError or MediaError.
+
+        Args:
+            chat: the prompt is a conversation.
         """
         if _were_read(data):
             return [Opened(one.kind, one.num_tokens, one.grid, one.preparing) for one in data]
@@ -68,6 +73,8 @@ class MediaInputs:
         for kind, items in given.items():
             self._check_number(kind, len(items))
         processors = self.spec.processors(settings or {})
+        if chat:
+            processors |= _in_chat(processors, given)
         opened: list[Opened] = []
         left = MOST_BYTES
         for kind, items in given.items():
@@ -211,6 +218,15 @@ class MediaInputs:
         hashed.update(array)
         prepared = Prepared(hashed.digest(), array)
         return Opened("image", encoder.num_tokens(array), None, done(prepared))
+
+
+def _in_chat(processors: "dict[str, Processor]", given: dict[str, list[Any]]) -> dict[str, Any]:
+    """Those that prepare a medium otherwise where it is one of so many in a conversation."""
+    return {
+        kind: processor.in_chat(len(given[kind]))  # pyright: ignore[reportAttributeAccessIssue]
+        for kind, processor in processors.items()
+        if kind in given and hasattr(processor, "in_chat")
+    }
 
 
 def _read(path: Path) -> bytes:

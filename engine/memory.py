@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from ..errors import MemoryBudgetError
+from ..models import hopper
 from ..pallas_kernels.decode_splits import MOST_SPLITS
 from .device_state import RunnerConfig, new_tables
 from .options import EngineOptions
@@ -24,7 +25,7 @@ _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _JAX_DEFAULT = 0.75
 _SCRATCH_SHARE = 0.04
 """Share of a GPU beyond `gpu_memory_utilization` that JAX may take while it compiles."""
-_TOWER_VALUES = 12
+_TOWER_VALUES, _TOWER_VALUES_OF_KERNELS = 12, 4
 """Numbers for each patch and unit of width that a run of a tower has room for."""
 _BLAS_WORKSPACE = 36 * 2**20
 """Bytes that XLA may set aside in a program for cuBLAS."""
@@ -141,8 +142,8 @@ def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
 def tower_temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     """Bytes of the largest run of a tower beside its arguments: an estimate, as `temporaries`.
 
-    What a patch takes goes with the width of the tower's MLP: programs compiled for LLaVA-1.5 and
-    Qwen2-VL-2B take 14 and 23 bytes for each unit of it.
+    What a patch takes goes with the width of the tower's MLP: programs compiled for LLaVA-1.5,
+    Qwen2-VL-2B and Qwen2-Audio take 4.5 bytes for each unit of it, and up to 24 without kernels.
     """
     if spec.media is None:
         return 0
@@ -150,7 +151,9 @@ def tower_temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     widest = max(spec.shapes[path].shape[0] for path in towers if spec.shapes[path].ndim == 1)
     encoders = spec.media.encoders
     patches = max(encoders[one.kind].num_patches(one.units) for one in config.encodings)
-    return patches * widest * _TOWER_VALUES * spec.dtype.itemsize
+    plain = hopper.why_not(jax.default_backend(), str(spec.dtype)) is not None
+    values = _TOWER_VALUES if plain else _TOWER_VALUES_OF_KERNELS
+    return patches * widest * values * spec.dtype.itemsize
 
 
 def _check_host_memory(spec: "ModelSpec") -> None:

@@ -65,15 +65,19 @@ class PromptReader:
         threads = self.media.reading if self.media is not None and with_media else None
         return Reading(jobs, threads)
 
-    def read_one(self, prompt: Any, add_special_tokens: bool = True) -> Prompt:
-        """One prompt: text, token ids, or a dict. Raises PromptError or MediaError."""
-        if isinstance(prompt, Mapping):
-            return self._read_dict(prompt, add_special_tokens)
-        if isinstance(prompt, str):
-            return self._made(prompt, None, [], add_special_tokens)
-        return self._made(None, _token_ids(prompt), [], add_special_tokens)
+    def read_one(self, prompt: Any, *, chat: bool = False) -> Prompt:
+        """One prompt: text, token ids, or a dict. Raises PromptError or MediaError.
 
-    def _read_dict(self, prompt: Mapping[str, Any], add_special_tokens: bool) -> Prompt:
+        Args:
+            chat: it is a conversation, whose template has put special tokens where they belong.
+        """
+        if isinstance(prompt, Mapping):
+            return self._read_dict(prompt, chat)
+        if isinstance(prompt, str):
+            return self._made(prompt, None, [], chat)
+        return self._made(None, _token_ids(prompt), [], chat)
+
+    def _read_dict(self, prompt: Mapping[str, Any], chat: bool) -> Prompt:
         for key, value in prompt.items():
             if key in _LATER and value is not None:
                 raise PromptError(f"{key} is not supported. Leave it out.")
@@ -87,10 +91,10 @@ class PromptReader:
         if ids is None and text is None:
             raise PromptError("a dict prompt needs one of prompt and prompt_token_ids.")
         known = None if ids is None else _token_ids(ids)
-        made = self._made(text, known, self._open(data, settings), add_special_tokens)
+        made = self._made(text, known, self._open(data, settings, chat), chat)
         return dataclasses.replace(made, salt=(salt or "").encode())
 
-    def _open(self, data: Any, settings: Any) -> list[Opened]:
+    def _open(self, data: Any, settings: Any, chat: bool) -> list[Opened]:
         if data is None:
             return []
         if self.media is None:
@@ -98,22 +102,22 @@ class PromptReader:
                 "multi_modal_data is given, but this model takes text alone. Leave it out, or "
                 "choose a model that takes more."
             )
-        return self.media.open(data, settings)
+        return self.media.open(data, settings, chat=chat)
 
     def _made(
         self,
         text: str | None,
         ids: list[int] | None,
         media: list[Opened],
-        add_special_tokens: bool,
+        chat: bool,
     ) -> Prompt:
         """The prompt with as many placeholder tokens as its media have features."""
         if self.media is None:
-            encoded = self._encode(text or "", add_special_tokens) if ids is None else ids
+            encoded = self._encode(text or "", not chat) if ids is None else ids
             return Prompt(text, encoded)
 
         def encode(piece: str, first: bool) -> list[int]:
-            return self._encode(piece, first and add_special_tokens)
+            return self._encode(piece, first and not chat)
 
         kinds = self.media.spec.kinds
         images = kinds.get("image")

@@ -1,4 +1,4 @@
-"""The seam attention goes through: paged with a cache, causal without, in a tower by segments."""
+"""The seam attention goes through: paged with a cache, causal without, both ways in towers."""
 
 import functools
 import logging
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..pallas_kernels import block_reference, reference, segment_reference
+from ..pallas_kernels import block_reference, range_reference, reference
 from . import hopper
 from .batch import TokenBatch
 from .layers import precision
@@ -97,17 +97,52 @@ def attend_segments(
 
     Args:
         segments: the same number throughout a segment; padding, 0, gives zeros. N is a multiple of
-            `segment_reference.BLOCK`.
+            `range_reference.BLOCK`.
         scale: factor of the products of queries and keys.
     """
-    size = q.shape[-1]
-    if _why_not(jax.default_backend(), str(q.dtype), size, groups=1) is not None:
-        return segment_reference.segment_attention(q, k, v, segments, scale=scale)
-    from ..pallas_kernels import hopper_segments  # slow to import
+    return _attend_ranges("segment_attention", q, k, v, segments, scale)
 
-    q, k, v = (_widen(x, _known_size(size)) for x in (q, k, v))
-    out = hopper_segments.segment_attention(q, k, v, segments, scale=scale)
-    return out[..., :size]
+
+@jax.named_scope("batch_attention")
+def attend_batch(
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    lengths: Int[Array, " B"],
+    *,
+    scale: float,
+) -> Float[Array, "B S H D"]:
+    """Attention of all S queries over the first `lengths[b]` keys of their own, in both directions.
+
+    Args:
+        lengths: 0 gives zeros.
+        scale: factor of the products of queries and keys.
+    """
+    return _attend_ranges("batch_attention", q, k, v, lengths, scale)
+
+
+def _attend_ranges(
+    name: str, q: Array, k: Array, v: Array, seen: Int[Array, " X"], scale: float
+) -> Array:
+    """The kernel or the twin of a name; the gradient is always that of the twin."""
+    size = q.shape[-1]
+    twin = functools.partial(getattr(range_reference, name), scale=scale)
+    if _why_not(jax.default_backend(), str(q.dtype), size, groups=1) is not None:
+        return twin(q, k, v, seen)
+    from ..pallas_kernels import hopper_ranges  # slow to import
+
+    kernel = functools.partial(getattr(hopper_ranges, name), scale=scale)
+
+    @jax.custom_vjp
+    def attend(q: Array, k: Array, v: Array, seen: Array) -> Array:
+        wide = (_widen(x, _known_size(size)) for x in (q, k, v))
+        return kernel(*wide, seen)[..., :size]
+
+    attend.defvjp(
+        lambda *given: (attend(*given), given),
+        lambda given, change: jax.vjp(twin, *given)[1](change),
+    )
+    return attend(q, k, v, seen)
 
 
 def split_heads(qkv: Float[Array, "T Hkv G+2 D"]) -> tuple[Array, Array, Array]:
@@ -139,10 +174,10 @@ def _known_size(size: int) -> int:
     return next(known for known in _SIZES if known >= size)
 
 
-def _widen(x: Float[Array, "T H D"], size: int) -> Float[Array, "T H {size}"]:
+def _widen(x: Float[Array, "*T D"], size: int) -> Float[Array, "*T {size}"]:
     """Heads with zeros behind them, which change no product."""
     missing = size - x.shape[-1]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, missing))) if missing else x
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, missing),)) if missing else x
 
 
 class _Paged(NamedTuple):

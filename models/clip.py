@@ -12,9 +12,10 @@ from jaxtyping import Array, Float
 
 from ..errors import ModelConfigError, UnsupportedModelError
 from . import hf_config
+from .attention import attend_batch
 from .checkpoint_map import Piece, with_bias
 from .functional import run_layer
-from .layers import ACTIVATIONS, LayerNorm, Linear, check_activation, matmul, precision, weight
+from .layers import ACTIVATIONS, LayerNorm, Linear, check_activation, matmul, weight
 from .llama import qkv_indices
 
 CHANNELS = 3
@@ -150,10 +151,8 @@ class ClipAttention(nnx.Module):
         qkv = matmul(x, w.reshape(-1, w.shape[-1])).reshape(*x.shape[:2], *w.shape[:-1])
         qkv = qkv + self.qkv_bias[...][None, None]
         q, k, v = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
-        exact = {"precision": precision(w.dtype), "preferred_element_type": jnp.float32}
-        scores = jnp.einsum("nqhd,nkhd->nhqk", q, k, **exact) * self.scale
-        shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        y = jnp.einsum("nhqk,nkhd->nqhd", shares, v, **exact).astype(v.dtype)
+        whole = jnp.full(x.shape[:1], x.shape[1], jnp.int32)
+        y = attend_batch(q, k, v, whole, scale=self.scale)
         return self.out(y.reshape(x.shape))
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from ..errors import ModelConfigError, UnsupportedModelError
 from ..pallas_kernels.block_reference import rotate
-from ..pallas_kernels.segment_reference import BLOCK
+from ..pallas_kernels.range_reference import BLOCK
 from . import hf_config
 from .attention import Rotary, attend_segments
 from .checkpoint_map import Piece, with_bias

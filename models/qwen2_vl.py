@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ..pallas_kernels.segment_reference import BLOCK
+from ..pallas_kernels.range_reference import BLOCK
 from . import hf_config, mrope, rope
 from .attention import Rotary
 from .batch import TokenBatch

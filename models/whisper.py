@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from . import hf_config
+from .attention import attend_batch
 from .checkpoint_map import Piece, with_bias
 from .functional import run_layer
-from .layers import ACTIVATIONS, LayerNorm, Linear, check_activation, matmul, precision, weight
+from .layers import ACTIVATIONS, LayerNorm, Linear, check_activation, matmul, weight
 from .llama import qkv_indices
 
 STRIDE = 2
@@ -88,7 +89,7 @@ class WhisperConfig:
 
 
 class WhisperAttention(nnx.Module):
-    """Every state of a clip attends to all that are not padding; only keys have no bias."""
+    """Every state of a clip attends to the `real` ones, before padding; only keys have no bias."""
 
     def __init__(self, config: WhisperConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         heads, width, size = config.num_heads, config.head_dim, config.hidden_size
@@ -101,27 +102,13 @@ class WhisperAttention(nnx.Module):
         self.scale = width**-0.5
 
     @jax.named_scope("attention")
-    def __call__(self, x: Float[Array, "N S E"], real: Bool[Array, "N S"]) -> Float[Array, "N S E"]:
+    def __call__(self, x: Float[Array, "N S E"], real: Int[Array, " N"]) -> Float[Array, "N S E"]:
         w = self.qkv[...]
         qkv = matmul(x, w.reshape(-1, w.shape[-1])).reshape(*x.shape[:2], *w.shape[:-1])
         q = qkv[:, :, :, 0] + self.q_bias[...][None, None]
         v = qkv[:, :, :, 2] + self.v_bias[...][None, None]
-        # one clip after the other, because scores of 1500 states in 20 heads take 180 MB
-        y = jax.lax.map(lambda clip: self._attend(*clip), (q, qkv[:, :, :, 1], v, real))
+        y = attend_batch(q, qkv[:, :, :, 1], v, real, scale=self.scale)
         return self.out(y.reshape(x.shape))
-
-    def _attend(
-        self,
-        q: Float[Array, "S H D"],
-        k: Float[Array, "S H D"],
-        v: Float[Array, "S H D"],
-        real: Bool[Array, " S"],
-    ) -> Float[Array, "S H D"]:
-        exact = {"precision": precision(q.dtype), "preferred_element_type": jnp.float32}
-        scores = jnp.einsum("qhd,khd->hqk", q, k, **exact) * self.scale
-        lowest = jnp.finfo(jnp.float32).min  # finite: a clip of padding alone must not give NaN
-        shares = jax.nn.softmax(jnp.where(real[None, None], scores, lowest), axis=-1)
-        return jnp.einsum("hqk,khd->qhd", shares.astype(v.dtype), v, **exact).astype(v.dtype)
 
 
 class WhisperLayer(nnx.Module):
@@ -137,7 +124,7 @@ class WhisperLayer(nnx.Module):
         self.down = Linear(inner, size, ("vision_embed", "mlp"), bias=True, **make)
         self.activation = config.activation
 
-    def __call__(self, x: Float[Array, "N S E"], real: Bool[Array, "N S"]) -> Float[Array, "N S E"]:
+    def __call__(self, x: Float[Array, "N S E"], real: Int[Array, " N"]) -> Float[Array, "N S E"]:
         x = x + self.attention(self.attention_norm(x), real)
         with jax.named_scope("mlp"):
             x = x + self.down(ACTIVATIONS[self.activation](self.up(self.mlp_norm(x))))
@@ -181,7 +168,7 @@ class WhisperTower(nnx.Module):
             x = jnp.where(there[..., None], x, jnp.zeros_like(x))
         x = jax.nn.gelu(self.conv2(windows(x, STRIDE)), approximate=False)
         x = x + self.positions[...][None]
-        real = jnp.arange(x.shape[1])[None] * STRIDE < frames[:, None]
+        real = -(-frames // STRIDE)
         for layer in self.layers:
             x = run_layer(layer, x, real)
         return self.norm(means(x, self.config.pool))

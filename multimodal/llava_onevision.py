@@ -75,6 +75,10 @@ class LlavaOnevisionImages(TiledImages):
         fields = _fields(hf, side)
         return cls(along=along, pinpoints=pinpoints, max_squares=max_squares, **fields)
 
+    def in_chat(self, number: int) -> Self:
+        """For a picture that is one of `number` in a conversation."""
+        return self if number == 1 else dataclasses.replace(self, tiled=False)
+
     def num_tokens(self, width: int, height: int) -> int:
         """Placeholder tokens of a picture of a size, however thin it is."""
         return super().num_tokens(width, height) if self.tiled else self.along**2 + 1

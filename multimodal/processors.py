@@ -12,7 +12,9 @@ from .fields import HfConfig
 class Processor(Protocol):
     """Prepares decoded media for a tower. A frozen dataclass: equal ones prepare alike.
 
-    A size is a picture's width and height; a video's frames, width and height; a sound's samples.
+    One that has `in_chat(number)` gives the processor for a medium that is one of `number` of its
+    kind in a conversation. A size is a picture's width and height; a video's frames, width and
+    height; a sound's samples.
     """
 
     @property

@@ -90,3 +90,23 @@ def test_a_video_alone_is_as_in_a_batch() -> None:
     greedy = case.expected["video/greedy"].tolist()
     assert alone == output.outputs[0].token_ids == greedy
     assert output.prompt_token_ids == case.expected["video/prompt"].tolist()
+
+
+def test_several_pictures_of_a_conversation_are_no_tiles() -> None:
+    """As `apply_chat_template` of `transformers` has them; those of a raw prompt are."""
+    case = SquareModel("llava_onevision")
+    pictures = case.media("several")["image"]
+    parts = [{"type": "image", "image": picture} for picture in pictures]
+    texts = [{"type": "text", "text": text} for text in ("and", ": which is red?")]
+    content = [parts[0], texts[0], parts[1], texts[1]]
+    template = (
+        "<|im_start|>user\n{% for part in messages[0].content %}"
+        "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    with engine(case, 512) as made:
+        (output,) = made.chat(
+            [{"role": "user", "content": content}], GREEDY, use_tqdm=False, chat_template=template
+        )
+    assert output.prompt_token_ids == case.expected["several/prompt"].tolist()
+    assert output.outputs[0].token_ids == case.expected["several/greedy"].tolist()

@@ -339,8 +339,8 @@ def test_what_was_prepared_is_kept_up_to_a_size() -> None:
     kept.put(b"c", np.zeros(20, np.int8))
     assert kept.get(b"b") is None
     assert kept.get(b"a") is not None
-    levels = np.zeros((2, 3), np.int8)
-    kept.put(b"d", Patches(np.zeros((2, 97), np.int8), *levels, (1, 1, 2), 2))
+    levels = np.zeros(3, np.int8)
+    kept.put(b"d", Patches(np.zeros((2, 97), np.int8), levels, levels, (1, 1, 2), 2))
     assert [kept.get(name) for name in (b"a", b"c", b"d")] == [None] * 3
 
 

@@ -102,7 +102,7 @@ def test_several_pictures_of_a_conversation_are_no_tiles() -> None:
     template = (
         "<|im_start|>user\n{% for part in messages[0].content %}"
         "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
-        "<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_end|>\n<|im_start|>assistant{{ '\\n' }}"
     )
     with engine(case, 512) as made:
         (output,) = made.chat(

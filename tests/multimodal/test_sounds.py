@@ -249,6 +249,7 @@ def test_rates_at_the_limits(rate: int) -> None:
         (encoded(np.array([0, np.inf]), "WAV", "DOUBLE"), "not finite"),
         (encoded(np.array([0, 9999.0]), "WAV", "FLOAT"), "as large as 9999"),
     ],
+    ids=lambda value: "file" if isinstance(value, bytes) else None,  # some hold the time of day
 )
 def test_files_that_are_no_sound(data: bytes, message: str) -> None:
     with pytest.raises(MediaError, match=message) as raised:

@@ -198,6 +198,8 @@ def main(
     args = parser.parse_args()
     if unknown := set(args.names) - set(names):
         parser.error(f"unknown models {sorted(unknown)}; there are {', '.join(names)}")
+    if args.profile:
+        gpu_profile.keep_graphs()
     failed = False
     for name in args.names or names:
         workload = tiny(workloads[name], *small[name]) if args.tiny else workloads[name]

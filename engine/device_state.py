@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from ..models.shards import spec_of
 from .batch import Layout
 from .buckets import Buckets, Encoding, Program
 
@@ -80,6 +82,14 @@ class RunnerConfig:
         return Layout.of(program, self.page_size, self.media)
 
 
+def state_specs(spec: "ModelSpec") -> DeviceState:
+    """How the state lies on a mesh: KV heads as those of the weights, the rest everywhere."""
+    heads = spec_of(("pages", "tokens", "kv_heads"), (1, 1, spec.config.num_kv_heads), spec.devices)
+    every = PartitionSpec()
+    pools = ((heads, heads),) * spec.config.num_layers
+    return DeviceState(cache=pools, last_token=every, page_table=every)
+
+
 def new_state(spec: "ModelSpec", config: RunnerConfig) -> DeviceState:
     """An empty state, made on the device. Zeros: 0 * NaN would leak from an unwritten page."""
     model = spec.config
@@ -115,32 +125,28 @@ def patch_page_table(table: Int[Array, "N+1 M"], patches: Int[Array, "K 3"]) -> 
     return table.at[patches[:, 0], patches[:, 1]].set(patches[:, 2], mode="drop")
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def apply_patches(state: DeviceState, patches: Int[Array, "K 3"]) -> DeviceState:
-    """`patch_page_table` as a program, for what a step has no room for. Donates `state`."""
+    """`patch_page_table` as a program, for what a step has no room for."""
     return dataclasses.replace(state, page_table=patch_page_table(state.page_table, patches))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def write_table_rows(
     tables: TokenTables, slot: Int[Array, ""], counts: Int[Array, " V"], bias: Float[Array, " V"]
 ) -> TokenTables:
-    """Replaces both rows of a slot. Donates `tables`."""
+    """Replaces both rows of a slot."""
     counts, bias = tables.counts.at[slot].set(counts), tables.bias.at[slot].set(bias)
     return dataclasses.replace(tables, counts=counts, bias=bias)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def write_bias_row(
     tables: TokenTables, slot: Int[Array, ""], bias: Float[Array, " V"]
 ) -> TokenTables:
-    """Replaces the bias of a slot and keeps its counts. Donates `tables`."""
+    """Replaces the bias of a slot and keeps its counts."""
     return dataclasses.replace(tables, bias=tables.bias.at[slot].set(bias))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def write_mask_rows(
     tables: TokenTables, slots: Int[Array, " K"], masks: Int[Array, "K W"]
 ) -> TokenTables:
-    """Replaces the masks of slots; one beyond the table is padding. Donates `tables`."""
+    """Replaces the masks of slots; one beyond the table is padding."""
     return dataclasses.replace(tables, masks=tables.masks.at[slots].set(masks, mode="drop"))

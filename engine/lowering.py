@@ -1,10 +1,12 @@
 """From a program's name to something XLA can compile: every shape of an engine in one place."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ..models import functional
 from . import sampler
@@ -23,10 +25,12 @@ from .device_state import (
     new_features,
     new_state,
     new_tables,
+    state_specs,
     write_bias_row,
     write_mask_rows,
     write_table_rows,
 )
+from .mesh import over, placed
 from .program_cache import ProgramCache
 from .programs import Key
 from .step import make_step
@@ -35,8 +39,21 @@ if TYPE_CHECKING:
     from .model import ModelSpec
 
 
-_Part = tuple[Any, tuple[int, ...], tuple[Any, ...]]
-"""A jitted function, which of its arguments it donates, and their shapes."""
+class _Part(NamedTuple):
+    """What becomes a program."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    """Their shapes."""
+    specs: tuple[Any, ...]
+    """How they lie on a mesh; one of them may be for a tree of arrays."""
+    out: Any
+    """How the results do."""
+    donated: tuple[int, ...] = ()
+    """The arguments that results take the place of."""
+
+
+_EVERYWHERE = PartitionSpec()
 _FEW_ROWS = 16
 """Up to here XLA's own kernels read weights faster than cuBLASLt's; beyond it is the reverse."""
 
@@ -62,14 +79,18 @@ class Lowering:
         """`cache` is a folder for traced programs; None traces them in every process."""
         self._spec = spec
         self._config = config
-        self._state = jax.eval_shape(lambda: new_state(spec, config))
+        self._params = placed(spec.shapes, spec.specs, spec.mesh)
+        self._state_specs = state_specs(spec)
+        self._state = placed(
+            jax.eval_shape(lambda: new_state(spec, config)), self._state_specs, spec.mesh
+        )
         self._tables = jax.eval_shape(lambda: new_tables(spec, config))
         self._features = jax.eval_shape(lambda: new_features(spec, config))
         # the config is what a graph definition is made from
         encoders = None if spec.media is None else spec.media.encoders
         model = spec.architecture, spec.config, spec.shapes, encoders
         identity = (*model, self._state, self._tables, config)
-        self._cache = ProgramCache(cache, identity)
+        self._cache = ProgramCache(cache if spec.mesh is None else None, identity)
 
     def __call__(self, key: Key) -> jax.stages.Lowered:
         """The lowered program of `key`; its arguments are as in `make_step` or `device_state`."""
@@ -80,29 +101,28 @@ class Lowering:
                 part = self._encoding(key)
             case Auxiliary():
                 part = self._auxiliary(key)
-        return self._cache.lower(key, *part)
+        function = over(self._spec.mesh, part.function, part.specs, part.out)
+        jitted = jax.jit(function, donate_argnums=part.donated)
+        return self._cache.lower(key, jitted, part.donated, part.args)
 
     def _step(self, program: Program) -> _Part:
         step = make_step(self._graphdef(adapted=program.adapters), program, self._config)
         tables = self._tables if program.variant >= Variant.PENALIZED else None
         packed = jax.ShapeDtypeStruct((self._config.layout(program).size,), jnp.int32)
-        donated = (3, 4)
-        jitted = jax.jit(step, donate_argnums=donated)
         adapters = self._adapters if program.adapters else None
         features = None if program.decode else self._features
-        args = self._spec.shapes, adapters, features, self._state, tables, packed
-        return jitted, donated, args
+        args = self._params, adapters, features, self._state, tables, packed
+        every, state = _EVERYWHERE, self._state_specs
+        specs = self._spec.specs, every, every, state, every, every
+        return _Part(step, args, specs, (state, every, every), donated=(3, 4))
 
     def _encoding(self, key: Encoding) -> _Part:
         assert self._spec.media is not None, "only planned for models that take media"
         encoder = self._spec.media.encoders[key.kind]
         rows = jax.ShapeDtypeStruct((encoder.num_rows(key.units),), jnp.int32)
-        jitted, donated = jax.jit(self._encode, donate_argnums=1), (1,)
-        return (
-            jitted,
-            donated,
-            (self._spec.shapes, self._features, encoder.abstract(key.units), rows),
-        )
+        args = self._params, self._features, encoder.abstract(key.units), rows
+        specs = self._spec.specs, *(_EVERYWHERE,) * 3
+        return _Part(self._encode, args, specs, _EVERYWHERE, donated=(1,))
 
     def _encode(
         self, params: Any, features: jax.Array, inputs: dict[str, jax.Array], rows: jax.Array
@@ -121,25 +141,34 @@ class Lowering:
         patches = jax.ShapeDtypeStruct((AUXILIARY_PATCHES, 3), jnp.int32)
         match key:
             case Auxiliary.PATCH_PAGES:
-                return apply_patches, (0,), (self._state, patches)
+                specs = self._state_specs, _EVERYWHERE
+                return _Part(apply_patches, (self._state, patches), specs, specs[0], donated=(0,))
             case Auxiliary.WRITE_TABLES:
-                return write_table_rows, (0,), (self._tables, slot, counts, bias)
+                return self._writing(write_table_rows, self._tables, slot, counts, bias)
             case Auxiliary.WRITE_BIAS:
-                return write_bias_row, (0,), (self._tables, slot, bias)
+                return self._writing(write_bias_row, self._tables, slot, bias)
             case Auxiliary.WRITE_MASKS:
                 slots = jax.ShapeDtypeStruct((AUXILIARY_MASKS,), jnp.int32)
                 masks = jax.ShapeDtypeStruct((AUXILIARY_MASKS, -(-vocab // 32)), jnp.int32)
-                return write_mask_rows, (0,), (self._tables, slots, masks)
+                return self._writing(write_mask_rows, self._tables, slots, masks)
             case Auxiliary.WRITE_ADAPTER:
                 assert self._spec.adapters is not None, "only planned with adapters"
-                write = jax.jit(self._spec.adapters.write, donate_argnums=0)
-                return write, (0,), (self._adapters, slot, self._spec.adapters.packed)
+                write, packed = self._spec.adapters.write, self._spec.adapters.packed
+                return self._writing(write, self._adapters, slot, packed)
             case Auxiliary.TOP_LOGPROBS:
-                states = self._spec.shapes, self._adapters, hidden, targets
-                return jax.jit(self._top_logprobs), (), (*states, targets)
+                return self._reading(self._top_logprobs, hidden, targets, targets)
             case Auxiliary.ALL_LOGPROBS:
-                states = self._spec.shapes, self._adapters, hidden, targets
-                return jax.jit(self._all_logprobs), (), states
+                return self._reading(self._all_logprobs, hidden, targets)
+
+    def _writing(self, write: Callable[..., Any], target: Any, *args: Any) -> _Part:
+        """What writes into its first argument, which lies everywhere."""
+        specs = (_EVERYWHERE,) * (len(args) + 1)
+        return _Part(write, (target, *args), specs, _EVERYWHERE, donated=(0,))
+
+    def _reading(self, read: Callable[..., Any], *args: Any) -> _Part:
+        """What reads the weights."""
+        specs = self._spec.specs, *(_EVERYWHERE,) * (len(args) + 1)
+        return _Part(read, (self._params, self._adapters, *args), specs, _EVERYWHERE)
 
     @property
     def _adapters(self) -> dict[str, jax.ShapeDtypeStruct] | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ..models import attention, functional, registry
 from ..models.config import TextConfig
@@ -21,6 +22,7 @@ from .checkpoint import (
     resolve_dtype,
 )
 from .media_spec import MediaSpec, media_spec
+from .mesh import Specs, make_mesh, shardings, specs_of
 from .options import EngineOptions
 
 _MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -50,10 +52,19 @@ class ModelSpec:
     """The static half of the Flax module; `models.functional.bind` joins it with parameters."""
     shapes: dict[str, jax.ShapeDtypeStruct]
     """Shape and type of every parameter, by dotted path."""
+    mesh: Mesh | None
+    """The devices that share it; None for one."""
+    specs: Specs
+    """How the parameters lie on them."""
     adapters: AdapterSpec | None
     """Room for adapters; None without `enable_lora`."""
     media: MediaSpec | None
     """How it takes pictures, videos or sounds; None for a model of text alone."""
+
+    @property
+    def devices(self) -> int:
+        """That share the weights."""
+        return 1 if self.mesh is None else self.mesh.size
 
     @property
     def text_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -94,6 +105,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         backend, str(cache_dtype), config.head_dim, config.num_heads // config.num_kv_heads
     )
     graphdef, shapes, axes = functional.abstract(architecture, config, dtype)
+    mesh = make_mesh(options.tensor_parallel_size)
     return ModelSpec(
         source=source,
         hf_config=hf_config,
@@ -105,6 +117,8 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         page_size=layout.page_size,
         graphdef=graphdef,
         shapes=shapes,
+        mesh=mesh,
+        specs=specs_of(axes, shapes, mesh),
         adapters=adapter_spec(
             name,
             architecture,
@@ -125,14 +139,16 @@ def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array
 
     Downloads weights of parts that are models of their own, where the checkpoint lacks some.
     """
+    sharding = None if spec.mesh is None else shardings(spec.specs, spec.mesh)
     if options.load_format == "dummy":
         key = jax.random.key(options.seed)
-        return functional.init_random(spec.architecture, spec.config, spec.dtype, key)
+        return functional.init_random(spec.architecture, spec.config, spec.dtype, key, sharding)
     checkpoint_map = spec.architecture.checkpoint_map(spec.config)
     return load_params(
         spec.source.folder,
         spec.shapes,
         checkpoint_map,
         parts=spec.source.parts.values(),
+        sharding=sharding,
         progress=options.use_tqdm_on_load,
     )

@@ -89,6 +89,8 @@ class EngineOptions:
     """Where the keys of requests without a seed come from."""
     compilation_cache_dir: str | None = "auto"
     """JAX's persistent compilation cache: `auto` is ~/.cache/quire/xla, None is off."""
+    tensor_parallel_size: int = 1
+    """Devices that share the weights and the KV pool, each with some of the heads."""
     deterministic: bool = False
     """The bits of a result depend on its request alone: one program serves every step."""
     enforce_eager: bool = False
@@ -113,7 +115,6 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "convert": ("auto", "none"),
     "tokenizer_mode": ("auto", "fast"),
     "trust_remote_code": (True, False),
-    "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
     "quantization": (),

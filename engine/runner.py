@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from . import sampler
 from .batch import BatchBuilder
@@ -19,9 +20,10 @@ from .buckets import (
     Program,
     Variant,
 )
-from .device_state import RunnerConfig, new_features, new_state, new_tables
+from .device_state import RunnerConfig, new_features, new_state, new_tables, state_specs
 from .encoders import runs
 from .lowering import Lowering, compiler_options
+from .mesh import made
 from .programs import Programs
 from .step import StepOutput
 
@@ -69,11 +71,12 @@ class ModelRunner:
     def start(self, params: dict[str, jax.Array]) -> None:
         """Takes the weights, allocates the device state and lets all programs be compiled."""
         self._params = params
-        self._state = new_state(self._spec, self._config)
-        self._tables = new_tables(self._spec, self._config)
+        spec, config, every = self._spec, self._config, PartitionSpec()
+        self._state = made(lambda: new_state(spec, config), state_specs(spec), spec.mesh)
+        self._tables = made(lambda: new_tables(spec, config), every, spec.mesh)
         if self._spec.adapters is not None:
-            self._adapters = self._spec.adapters.new_arrays()
-        self._features = new_features(self._spec, self._config)
+            self._adapters = made(self._spec.adapters.new_arrays, every, spec.mesh)
+        self._features = made(lambda: new_features(spec, config), every, spec.mesh)
         self.programs.go_on()
 
     @property

@@ -334,8 +334,10 @@ def _top(x: Float[Array, "R V"], k: int) -> tuple[Float[Array, "R k"], Int[Array
     ids = lax.broadcasted_iota(jnp.int32, x.shape, 1)
     pieces: list[tuple[Array, Array]] = []
     for start in range(0, max(k, 1), _TOP_K_PIECE):
-        # without the barrier XLA sorts when only a slice of the result is read
-        values, top_ids = lax.optimization_barrier(lax.top_k(x, min(_TOP_K_PIECE, k - start)))
+        # without the barrier XLA sorts when only a slice of the result is read; it fails on one
+        # that takes a top_k just as it is, in a program for several devices
+        found = lax.top_k(x, min(_TOP_K_PIECE, k - start))
+        top_ids, values = lax.optimization_barrier(found[::-1])
         pieces.append((values, top_ids))
         if start + _TOP_K_PIECE < k:
             taken = _precedes(x, ids, values[:, -1:], top_ids[:, -1:] + 1)

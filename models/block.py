@@ -74,6 +74,9 @@ def linear(
 ) -> Sum:
     """layer(x), that of its adapters included; arguments as for `project`."""
     y, update = project(x, layer.weight[...], layer.lora, adapters, defer=defer)
+    y = layer.whole(y)
+    if update is not None:
+        update = update._replace(h=layer.whole(update.h))
     return Sum(y if layer.bias is None else y + layer.bias[...][None], update)
 
 

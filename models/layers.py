@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ..errors import UnsupportedModelError, nearest
+from . import shards
 
 if TYPE_CHECKING:
     from .low_rank import LowRank
@@ -111,6 +112,7 @@ class Linear(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
+        self.in_size = in_size
         self.weight = weight((out_size, in_size), axes, dtype=dtype, rngs=rngs)
         self.bias = (
             weight((out_size,), axes[:1], dtype=dtype, rngs=rngs, init="zeros") if bias else None
@@ -119,8 +121,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*N I"]) -> Float[Array, "*N O"]:
         """Without the updates in `lora`, which `block.linear` adds."""
-        y = matmul(x, self.weight[...])
+        y = self.whole(matmul(x, self.weight[...]))
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
+
+    def whole(self, products: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Products with the weight, added up among devices each of which has some of its inputs."""
+        return shards.summed(products) if self.weight.shape[-1] < self.in_size else products
 
 
 class Embedding(nnx.Module):
@@ -135,15 +141,24 @@ class Embedding(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
+        self.count = count
         self.weight = weight((count, size), axes, dtype=dtype, rngs=rngs)
+
+    @property
+    def _is_part(self) -> bool:
+        """Whether the table is shared out among devices."""
+        return self.weight.shape[0] < self.count
 
     def __call__(self, index: Int[Array, "*N"]) -> Float[Array, "*N E"]:
         """Vectors at `index`; an index out of range takes the nearest that exists."""
+        if self._is_part:
+            return shards.looked_up(self.weight[...], jnp.clip(index, 0, self.count - 1))
         return self.weight[...].at[index].get(mode="clip")
 
     def logits(self, x: Float[Array, "*N E"]) -> Float[Array, "*N V"]:
         """float32 products of x with every vector."""
-        return matmul(x, self.weight[...], jnp.float32)
+        y = matmul(x, self.weight[...], jnp.float32)
+        return shards.gathered(y) if self._is_part else y
 
 
 class RMSNorm(nnx.Module):

@@ -74,10 +74,11 @@ def plan_pages(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions) 
 
 
 def page_bytes(spec: "ModelSpec", config: RunnerConfig) -> int:
-    """Bytes of one page over all layers, K and V."""
+    """Bytes of one page over all layers, K and V, on one device."""
     model = spec.config
     head = spec.cache_head_dim * spec.cache_dtype.itemsize
-    return 2 * model.num_layers * model.num_kv_heads * head * config.page_size
+    heads = model.num_kv_heads // spec.devices
+    return 2 * model.num_layers * heads * head * config.page_size
 
 
 def _round_down(pages: int) -> int:
@@ -90,7 +91,7 @@ def _gpu_budget(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions)
     allowed = _allowed_bytes(spec, options)
     used = (jax.devices()[0].memory_stats() or {}).get("bytes_in_use", 0)
     tables = jax.eval_shape(lambda: new_tables(spec, config))
-    fixed = spec.weight_bytes + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables))
+    fixed = spec.device_bytes + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables))
     fixed += 0 if spec.adapters is None else spec.adapters.nbytes
     fixed += config.feature_rows * spec.config.hidden_size * spec.dtype.itemsize
     scratch = max(temporaries(spec, config), tower_temporaries(spec, config))

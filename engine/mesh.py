@@ -8,6 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import OptionError
+from ..models.config import TextConfig
+from ..models.features import is_in_tower
 from ..models.shards import TENSOR, spec_of
 
 T = TypeVar("T")
@@ -16,10 +18,20 @@ Specs = dict[str, PartitionSpec]
 """How weights lie on a mesh, by dotted path."""
 
 
-def make_mesh(tensor: int) -> Mesh | None:
-    """The first `tensor` devices; None for one. Raises OptionError where there are not so many."""
+def make_mesh(tensor: int, config: TextConfig) -> Mesh | None:
+    """The first `tensor` devices, for a model to be shared out among them; None for one.
+
+    Raises OptionError where there are not so many, or the model cannot be cut so.
+    """
     if tensor == 1:
         return None
+    sizes = config.num_kv_heads, config.intermediate_size
+    if any(size % tensor for size in sizes):
+        allowed = [n for n in range(1, sizes[0] + 1) if not any(size % n for size in sizes)]
+        raise OptionError(
+            f"tensor_parallel_size={tensor} does not divide the model's {sizes[0]} KV heads and "
+            f"the {sizes[1]} columns of its MLP; it may be {', '.join(map(str, allowed))}."
+        )
     devices = jax.devices()
     if tensor > len(devices):
         raise OptionError(
@@ -30,15 +42,19 @@ def make_mesh(tensor: int) -> Mesh | None:
 
 
 def specs_of(
+    architecture: type[Any],
     axes: Mapping[str, tuple[str, ...]],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     mesh: Mesh | None,
 ) -> Specs:
-    """How each weight is cut; whole without a mesh."""
-    if mesh is None:
-        return dict.fromkeys(shapes, PartitionSpec())
-    devices = mesh.shape[TENSOR]
-    return {name: spec_of(axes[name], shape.shape, devices) for name, shape in shapes.items()}
+    """How each weight is cut; those of towers, and all without a mesh, are whole."""
+    devices = 1 if mesh is None else mesh.shape[TENSOR]
+    return {
+        name: PartitionSpec()
+        if devices == 1 or is_in_tower(architecture, name)
+        else spec_of(axes[name], shape.shape, devices)
+        for name, shape in shapes.items()
+    }
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ..models import attention, functional, registry
 from ..models.config import TextConfig
 from ..models.features import is_in_tower
+from ..models.shards import TENSOR
 from .adapter_arrays import AdapterSpec, adapter_spec
 from .checkpoint import (
     Source,
@@ -74,7 +75,16 @@ class ModelSpec:
 
     @property
     def weight_bytes(self) -> int:
+        """On all devices together, what is whole on each counted once."""
         return sum(shape.size * shape.dtype.itemsize for shape in self.shapes.values())
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the weights on one device."""
+        return sum(
+            shape.size * shape.dtype.itemsize // (self.devices if TENSOR in self.specs[name] else 1)
+            for name, shape in self.shapes.items()
+        )
 
 
 def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
@@ -105,7 +115,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         backend, str(cache_dtype), config.head_dim, config.num_heads // config.num_kv_heads
     )
     graphdef, shapes, axes = functional.abstract(architecture, config, dtype)
-    mesh = make_mesh(options.tensor_parallel_size)
+    mesh = make_mesh(options.tensor_parallel_size, config)
     return ModelSpec(
         source=source,
         hf_config=hf_config,
@@ -118,7 +128,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         graphdef=graphdef,
         shapes=shapes,
         mesh=mesh,
-        specs=specs_of(axes, shapes, mesh),
+        specs=specs_of(architecture, axes, shapes, mesh),
         adapters=adapter_spec(
             name,
             architecture,

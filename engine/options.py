@@ -134,7 +134,13 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "hf_token": (),
 }
 
-_POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
+_POSITIVE = (
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_memory_bytes",
+    "tensor_parallel_size",
+)
 
 
 def make_options(model: str | None = None, /, **given: Any) -> EngineOptions:
@@ -187,6 +193,11 @@ _TYPES = {
 def _check_adapters(options: EngineOptions) -> None:
     if not 1 <= options.max_loras <= MOST_ADAPTERS:
         raise OptionError(f"max_loras={options.max_loras} must be from 1 to {MOST_ADAPTERS}.")
+    if options.enable_lora and options.tensor_parallel_size > 1:
+        raise OptionError(
+            f"enable_lora=True with tensor_parallel_size={options.tensor_parallel_size} is not "
+            "supported yet. Leave one of them out."
+        )
     if options.max_lora_rank not in RANKS:
         allowed = ", ".join(map(str, RANKS))
         raise OptionError(

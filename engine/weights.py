@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from ..errors import CheckpointError
+from .mesh import shardings
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -32,8 +33,11 @@ def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
             f"the new weights do not match the model in {len(problems)} places; start from a copy "
             f"of engine.params.\n  {shown}"
         )
-    device = jax.devices()[0]
-    placed = {name: jax.device_put(params[name], device) for name in shapes}
+    spec = assembly.spec
+    places = dict.fromkeys(shapes, jax.devices()[0])
+    if spec.mesh is not None:
+        places = shardings(spec.specs, spec.mesh)
+    placed = {name: jax.device_put(params[name], places[name]) for name in shapes}
     assembly.core.recompute_all()
     assembly.pool.reset_prefix_cache()
     assembly.features.clear()

@@ -34,7 +34,6 @@ COMPATIBLE: dict[str, type] = {
     "quantization": str,
     "swap_space": float,
     "task": str,
-    "tensor_parallel_size": int,
     "tokenizer_mode": str,
     "trust_remote_code": bool,
 }

@@ -17,6 +17,11 @@ class TextConfig(Protocol):
     @property
     def head_dim(self) -> int: ...
     @property
+    def intermediate_size(self) -> int:
+        """Width of the MLP."""
+        ...
+
+    @property
     def hidden_size(self) -> int:
         """Width of the hidden states that `logits` takes."""
         ...

@@ -107,7 +107,7 @@ class OPTAttention(nnx.Module):
         if self.qkv_bias is not None:
             y = y + self.qkv_bias[...][None]
         y, cache = attend(y[:, :, 0], y[:, :, 1], y[:, :, 2], cache, batch, scale=self.scale)
-        return linear(self.out, y.reshape(x.shape), adapters_of(batch)).y, cache
+        return linear(self.out, y.reshape(x.shape[0], -1), adapters_of(batch)).y, cache
 
 
 class OPTLayer(nnx.Module):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 TENSOR = "tensor"
 """The axis of a mesh along which weights are cut."""
-CUT = ("heads", "kv_heads", "mlp", "vocab", "vision_heads", "vision_mlp")
+CUT = ("heads", "kv_heads", "mlp", "vocab")
 """Logical axes of weights that are cut."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from ..models import attention, functional, registry
 from ..models.config import TextConfig
@@ -66,6 +66,11 @@ class ModelSpec:
     def devices(self) -> int:
         """That share the weights."""
         return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def shardings(self) -> dict[str, NamedSharding] | None:
+        """Those of the parameters; None for one device."""
+        return None if self.mesh is None else shardings(self.specs, self.mesh)
 
     @property
     def text_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -149,16 +154,17 @@ def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array
 
     Downloads weights of parts that are models of their own, where the checkpoint lacks some.
     """
-    sharding = None if spec.mesh is None else shardings(spec.specs, spec.mesh)
     if options.load_format == "dummy":
         key = jax.random.key(options.seed)
-        return functional.init_random(spec.architecture, spec.config, spec.dtype, key, sharding)
+        return functional.init_random(
+            spec.architecture, spec.config, spec.dtype, key, spec.shardings
+        )
     checkpoint_map = spec.architecture.checkpoint_map(spec.config)
     return load_params(
         spec.source.folder,
         spec.shapes,
         checkpoint_map,
         parts=spec.source.parts.values(),
-        sharding=sharding,
+        sharding=spec.shardings,
         progress=options.use_tqdm_on_load,
     )

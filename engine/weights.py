@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from ..errors import CheckpointError
-from .mesh import shardings
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -33,10 +32,7 @@ def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
             f"the new weights do not match the model in {len(problems)} places; start from a copy "
             f"of engine.params.\n  {shown}"
         )
-    spec = assembly.spec
-    places = dict.fromkeys(shapes, jax.devices()[0])
-    if spec.mesh is not None:
-        places = shardings(spec.specs, spec.mesh)
+    places = assembly.spec.shardings or dict.fromkeys(shapes, jax.devices()[0])
     placed = {name: jax.device_put(params[name], places[name]) for name in shapes}
     assembly.core.recompute_all()
     assembly.pool.reset_prefix_cache()

@@ -100,7 +100,7 @@ def attend_segments(
             `range_reference.BLOCK`.
         scale: factor of the products of queries and keys.
     """
-    return _attend_ranges("segment_attention", q, k, v, segments, scale)
+    return _attend_ranges(range_reference.segment_attention, q, k, v, segments, scale)
 
 
 @jax.named_scope("batch_attention")
@@ -118,31 +118,21 @@ def attend_batch(
         lengths: 0 gives zeros.
         scale: factor of the products of queries and keys.
     """
-    return _attend_ranges("batch_attention", q, k, v, lengths, scale)
+    return _attend_ranges(range_reference.batch_attention, q, k, v, lengths, scale)
 
 
 def _attend_ranges(
-    name: str, q: Array, k: Array, v: Array, seen: Int[Array, " X"], scale: float
+    twin: Callable[..., Array], q: Array, k: Array, v: Array, seen: Int[Array, " X"], scale: float
 ) -> Array:
-    """The kernel or the twin of a name; the gradient is always that of the twin."""
+    """A function of `range_reference`, or its kernel, of the same name."""
     size = q.shape[-1]
-    twin = functools.partial(getattr(range_reference, name), scale=scale)
     if _why_not(jax.default_backend(), str(q.dtype), size, groups=1) is not None:
-        return twin(q, k, v, seen)
+        return twin(q, k, v, seen, scale=scale)
     from ..pallas_kernels import hopper_ranges  # slow to import
 
-    kernel = functools.partial(getattr(hopper_ranges, name), scale=scale)
-
-    @jax.custom_vjp
-    def attend(q: Array, k: Array, v: Array, seen: Array) -> Array:
-        wide = (_widen(x, _known_size(size)) for x in (q, k, v))
-        return kernel(*wide, seen)[..., :size]
-
-    attend.defvjp(
-        lambda *given: (attend(*given), given),
-        lambda given, change: jax.vjp(twin, *given)[1](change),
-    )
-    return attend(q, k, v, seen)
+    attend = hopper.with_gradient(getattr(hopper_ranges, twin.__name__), twin, scale=scale)
+    wide = (_widen(x, _known_size(size)) for x in (q, k, v))
+    return attend(*wide, seen)[..., :size]
 
 
 def split_heads(qkv: Float[Array, "T Hkv G+2 D"]) -> tuple[Array, Array, Array]:

@@ -1,9 +1,7 @@
 """The seam of what surrounds attention in a block: kernels where they pay, XLA everywhere else."""
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +101,7 @@ def add_norm(
             weight, eps = norm.weight[...], norm.eps
             if update is not None:
                 return row_norm.add_rms_norm(x, y, weight, eps, update)
-            run = _with_gradient(row_norm.add_rms_norm, block_reference.add_rms_norm, eps=eps)
+            run = hopper.with_gradient(row_norm.add_rms_norm, block_reference.add_rms_norm, eps=eps)
             return run(x, y, weight)
     if update is not None:
         y = y + block_reference.expand(update).astype(y.dtype)
@@ -126,7 +124,7 @@ def gated_matmul(
         low = 0 if lora is None else math.prod(lora.a.shape[:-1])
         if hopper_matmul.fits(x.shape[0], w.shape[1], w.shape[2], x.dtype, low=low):
             kernel, twin = hopper_matmul.gated_matmul, block_reference.gated_matmul
-            run = _with_gradient(kernel, twin, activation=_GATES[activation])
+            run = hopper.with_gradient(kernel, twin, activation=_GATES[activation])
             if lora is None:
                 return run(x, w)
             h = lora.down_own(x, adapters)
@@ -143,7 +141,7 @@ def _product(x: Float[Array, "*T E"], w: Float[Array, "O E"]) -> Float[Array, "*
         from ..pallas_kernels import hopper_matmul  # slow to import
 
         if hopper_matmul.joint_fits(len(x), len(w), 0, w.shape[1], x.dtype):
-            return _with_gradient(hopper_matmul.matmul, block_reference.matmul)(x, w)
+            return hopper.with_gradient(hopper_matmul.matmul, block_reference.matmul)(x, w)
     return matmul(x, w)
 
 
@@ -154,15 +152,3 @@ def _defers(x: Float[Array, "T E"], w: Array) -> bool:
 
 def _on_hopper(x: Array) -> bool:
     return x.ndim == 2 and hopper.why_not(jax.default_backend(), str(x.dtype)) is None
-
-
-def _with_gradient(
-    kernel: Callable[..., Any], twin: Callable[..., Any], **options: object
-) -> Callable[..., Any]:
-    """`kernel` with the gradient of `twin`, both with `options`."""
-    run = jax.custom_vjp(functools.partial(kernel, **options))
-    run.defvjp(
-        lambda *args: jax.vjp(functools.partial(twin, **options), *args),
-        lambda pullback, gradient: pullback(gradient),
-    )
-    return run

@@ -1,4 +1,8 @@
-"""Whether the kernels for Hopper GPUs can run here."""
+"""Whether the kernels for Hopper GPUs can run here, and how they are differentiated."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -15,3 +19,15 @@ def why_not(backend: str, dtype: str) -> str | None:
     if dtype not in ("bfloat16", "float16"):
         return f"the kernels know bfloat16 and float16, not {dtype}"
     return None
+
+
+def with_gradient(
+    kernel: Callable[..., Any], twin: Callable[..., Any], **options: object
+) -> Callable[..., Any]:
+    """`kernel` with the gradient of `twin`, both with `options`."""
+    run = jax.custom_vjp(functools.partial(kernel, **options))
+    run.defvjp(
+        lambda *args: jax.vjp(functools.partial(twin, **options), *args),
+        lambda pullback, gradient: pullback(gradient),
+    )
+    return run

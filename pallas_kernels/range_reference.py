@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .reference import dot
+
 BLOCK = 256
 """Queries of segments whose scores exist at a time; N is a multiple of it."""
 _SCORES = 2**26
@@ -65,11 +67,9 @@ def _attend(
     visible: Bool[Array, "Q K"],
     scale: float,
 ) -> Float[Array, "Q H D"]:
-    exact = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    options = {"precision": exact, "preferred_element_type": jnp.float32}
-    scores = jnp.einsum("qhd,khd->hqk", q, k, **options) * scale
+    scores = dot("qhd,khd->hqk", q, k) * scale
     lowest = jnp.finfo(jnp.float32).min  # finite, so that no gradient is NaN
     weights = jax.nn.softmax(jnp.where(visible[None], scores, lowest), axis=-1)
-    out = jnp.einsum("hqk,khd->qhd", weights.astype(v.dtype), v, **options)
+    out = dot("hqk,khd->qhd", weights.astype(v.dtype), v)
     seen = visible.any(axis=1)[:, None, None]
     return jnp.where(seen, out, jnp.zeros_like(out)).astype(v.dtype)

@@ -42,7 +42,8 @@ class _Softmax(NamedTuple):
         return self.acc / jnp.where(self.total > 0, self.total, 1.0)[..., None]
 
 
-def _dot(spec: str, a: Array, b: Array) -> Array:
+def dot(spec: str, a: Array, b: Array) -> Array:
+    """A product in float32, as `jnp.einsum` has it, exact for float32."""
     exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.einsum(spec, a, b, precision=exact, preferred_element_type=jnp.float32)
 
@@ -61,7 +62,7 @@ def _absorb(
     Products are of the type of q, accumulated in float32.
     """
     k, v = k.astype(q.dtype), v.astype(q.dtype)
-    scores = _dot("hnd,khd->hnk", q, k) * scale
+    scores = dot("hnd,khd->hnk", q, k) * scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     scores = jnp.where(visible[None], scores, _LOWEST)
@@ -71,7 +72,7 @@ def _absorb(
     v = jnp.where(visible.any(axis=0)[:, None, None], v, jnp.zeros_like(v))
     decay = jnp.exp(state.peak - peak)
     total = state.total * decay + weights.sum(axis=-1)
-    acc = state.acc * decay[..., None] + _dot("hnk,khd->hnd", weights.astype(v.dtype), v)
+    acc = state.acc * decay[..., None] + dot("hnk,khd->hnd", weights.astype(v.dtype), v)
     return _Softmax(peak, total, acc)
 
 

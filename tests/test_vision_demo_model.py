@@ -15,8 +15,11 @@ from quire.engine.model import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 FOLDER = EMBEDDED["vision-demo"]
-sys.path.insert(0, str(ROOT / "scripts" / "vision_demo"))
-evaluate = importlib.import_module("evaluate")
+sys.path.insert(0, str(ROOT))
+evaluate, scores = (
+    importlib.import_module(f"scripts.{name}")
+    for name in ("vision_demo.evaluate", "media_demo.scores")
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,8 @@ def test_it_runs_in_bfloat16(engine: Engine) -> None:
 def test_it_answers_what_it_was_held_out_from(engine: Engine) -> None:
     """At least 95 % of questions about new drawings, to the letter, all of them in one call."""
     questions = evaluate.held_out_questions(20)
-    scores = evaluate.accuracy(questions, evaluate.answers(engine, questions))
-    assert scores["all"] >= 0.95, scores
+    accuracy = scores.accuracy(questions, scores.answers(engine, questions))
+    assert accuracy["all"] >= 0.95, accuracy
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,7 @@
 PYTHONPATH=src python -m scripts.audio_demo.evaluate models/audio_demo
 """
 
-import argparse
-from pathlib import Path
-
-from quire import Engine
-
-from ..media_demo.scores import answers, report
+from ..media_demo.scores import evaluate
 from .dialogues import HELD_OUT_KINDS, Question, held_out
 
 
@@ -17,17 +12,5 @@ def held_out_questions(count: int) -> list[Question]:
     return [question for kind in HELD_OUT_KINDS for question in held_out(kind, count)]
 
 
-def main() -> None:
-    """Prints the accuracy of every kind, and wrong answers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=400, help="questions of each kind")
-    arguments = parser.parse_args()
-    questions = held_out_questions(arguments.count)
-    with Engine(arguments.folder) as engine:
-        texts = answers(engine, questions)
-    report(questions, texts)
-
-
 if __name__ == "__main__":
-    main()
+    evaluate(__doc__, held_out_questions)

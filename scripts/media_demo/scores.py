@@ -1,7 +1,9 @@
 """How many questions about new media a demo answers to the letter."""
 
+import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from quire import Engine, SamplingParams
@@ -23,6 +25,23 @@ class Question(Protocol):
     def data(self) -> dict[str, Any]:
         """`multi_modal_data` of the engine."""
         ...
+
+
+def evaluate(about: str | None, questions: Callable[[int], Sequence[Question]]) -> None:
+    """Prints how a folder given on the command line answers questions.
+
+    Args:
+        about: what `--help` says first.
+        questions: gives so many of each kind.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=400, help="questions of each kind")
+    arguments = parser.parse_args()
+    asked = questions(arguments.count)
+    with Engine(arguments.folder) as engine:
+        texts = answers(engine, asked)
+    report(asked, texts)
 
 
 def answers(engine: Engine, questions: Sequence[Question]) -> list[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import safetensors.flax
-from tokenizer import SPECIAL_TOKENS
 
 from quire.models.llava import Llava, LlavaConfig
 from quire.multimodal.clip import ClipImages
+
+from .tokenizer import SPECIAL_TOKENS
 
 Params = dict[str, jax.Array]
 

@@ -2,10 +2,8 @@
 
 from random import Random
 
-from drawings import pick
-from wordings import Things, Turn, any_thing, article, sentence, worded
-
-ORDINALS = ("first", "second")
+from ..media_demo.words import ORDINALS, Turn, article, pick, sentence
+from .wordings import Things, any_thing, worded
 
 WHICH = (
     "Which {picture} has the {wanted}, the first or the second?",

@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
-from drawings import draw, pick
-from kinds import KINDS
 from PIL import Image
-from wordings import Thing, Things, Turn, any_thing
+
+from ..media_demo.words import Turn, pick
+from .drawings import draw
+from .kinds import KINDS
+from .wordings import Thing, Things, any_thing
 
 IMAGE = "<image>"
 END = "</s>"
@@ -140,6 +143,11 @@ class Question:
     prompt: str
     answer: str
     pictures: tuple[Image.Image, ...]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """`multi_modal_data` of the engine."""
+        return {"image": self.pictures}
 
 
 def held_out(kind: str, count: int) -> list[Question]:

@@ -10,13 +10,15 @@ from random import Random
 from typing import NamedTuple
 
 import numpy as np
-from checkpoint import CONFIG, EDGE, IMAGE_ID, PAD_ID, PROCESSOR
-from dialogues import Dialogue, training_dialogue
-from drawings import COLOURS, SHAPES, draw
 from tokenizers import Tokenizer
-from wordings import Thing
 
 from quire.multimodal.pixels import Normalization
+
+from .checkpoint import CONFIG, EDGE, IMAGE_ID, PAD_ID, PROCESSOR
+from .dialogues import Dialogue, training_dialogue
+from .drawings import draw
+from .shapes import COLOURS, SHAPES
+from .wordings import Thing
 
 FLAG = 1 << 12
 """A token of an answer has this added to it."""

@@ -3,8 +3,9 @@
 import re
 from random import Random
 
-from dialogues import END, IMAGE, training_dialogue
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from .dialogues import END, IMAGE, training_dialogue
 
 SPECIAL_TOKENS = ("<pad>", END, IMAGE)
 """In the order of their ids, from 0."""

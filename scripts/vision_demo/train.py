@@ -1,6 +1,6 @@
 """Trains the vision demo on drawings and questions made for it: four minutes on an H200.
 
-PYTHONPATH=src python scripts/vision_demo/train.py --out models/vision_demo
+PYTHONPATH=src python -m scripts.vision_demo.train --out models/vision_demo
 """
 
 import argparse
@@ -13,15 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from checkpoint import CONFIG, EDGE, FOLDER, IMAGE_ID, PROCESSOR, Params, make_folder, save
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
-from pool import FLAG, SHARES, Pool, Rows, make_pool
-from tokenizer import train_tokenizer
 
 from quire.models import functional
 from quire.models.features import Features
 from quire.models.llava import Llava
+
+from .checkpoint import CONFIG, EDGE, FOLDER, IMAGE_ID, PROCESSOR, Params, make_folder, save
+from .pool import FLAG, SHARES, Pool, Rows, make_pool
+from .tokenizer import train_tokenizer
 
 CALL = 20
 """Steps in one call of the device."""

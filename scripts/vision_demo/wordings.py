@@ -1,10 +1,11 @@
 """Questions about the thing in one picture, in many wordings, and the one right answer to each."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 
-from drawings import COLOURS, SHAPES, pick
+from ..media_demo.words import Turn, article, other, pick, sentence, verdict
+from .shapes import COLOURS, SHAPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,31 +21,7 @@ class Thing:
         return f"{article(self.colour)} {self.shape}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """A question, and its answer word for word."""
-
-    question: str
-    answer: str
-
-
 Things = Sequence[Thing]
-Maker = Callable[[Random, Things], Turn]
-
-
-def article(noun: str) -> str:
-    """`noun` with "a" or "an" before it."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def sentence(text: str) -> str:
-    """`text` with a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-def other(rng: Random, names: Sequence[str], name: str) -> str:
-    """One of `names` that is not `name`."""
-    return pick(rng, [each for each in names if each != name])
 
 
 def any_thing(rng: Random) -> Thing:
@@ -171,11 +148,6 @@ def is_thing(rng: Random, things: Things) -> Turn:
     )
     question = worded(rng, IS_IT + IS_THERE, guess=asked.name)
     return Turn(question, verdict(asked == real, real.name))
-
-
-def verdict(right: bool, real: str) -> str:
-    """Yes, or what it is in truth."""
-    return "Yes." if right else f"No, it is {real}."
 
 
 def choice(rng: Random, things: Things) -> Turn:

@@ -7,18 +7,9 @@ import numpy as np
 from PIL import Image
 
 from ..media_demo.words import pick
-from .drawings import (
-    SCALES,
-    SHAPES,
-    Point,
-    any_angle,
-    background,
-    mask,
-    noisy,
-    picture_size,
-    shade,
-)
-from .wordings import Thing, any_thing
+from ..vision_demo.shapes import SHAPES, Point, background, noisy, picture_size, shade
+from ..vision_demo.wordings import Thing, any_thing
+from .drawings import MAX_ASPECT, SCALES, any_angle, mask
 
 DIRECTIONS = ("right", "down", "left", "up")
 FRAMES = (3, 6)
@@ -66,7 +57,7 @@ def turned(frames: np.ndarray, direction: str) -> np.ndarray:
 
 def filmed_rightwards(rng: Random, clip: Clip) -> np.ndarray:
     """Frames of the clip, uint8 [T, H, W, 3], but that what moves goes to the right."""
-    size = picture_size(rng)
+    size = picture_size(rng, MAX_ASPECT)
     half, number = min(size) / 2, rng.randint(*FRAMES)
     ground = background(rng, size)
     middle = size[0] / 2, size[1] / 2

@@ -4,9 +4,28 @@ from random import Random
 
 from ..media_demo.kinds import Kind
 from ..media_demo.words import Turn, pick
+from ..vision_demo.comparisons import (
+    describe_both,
+    differ,
+    nth,
+    same,
+    same_colour,
+    same_shape,
+    which,
+)
+from ..vision_demo.talk import count, small_talk, talk as any_talk
+from ..vision_demo.wordings import (
+    Things,
+    any_thing,
+    choice,
+    colour,
+    describe,
+    is_colour,
+    is_shape,
+    is_thing,
+    shape,
+)
 from .clips import Clip
-from .comparisons import describe_both, differ, nth, same, same_colour, same_shape, which
-from .drawings import COLOURS, SHAPES
 from .movements import (
     does_move,
     does_move_so,
@@ -19,81 +38,16 @@ from .movements import (
     this_or_that,
     way,
 )
-from .wordings import (
-    Things,
-    any_thing,
-    choice,
-    colour,
-    describe,
-    is_colour,
-    is_shape,
-    is_thing,
-    shape,
-    worded,
+
+TALK = small_talk(
+    "I name shapes and their colours, compare two pictures, and see what moves in a clip."
 )
-
-COUNT = (
-    "How many {picture}s are there?",
-    "How many {picture}s do you see?",
-    "How many {picture}s did I show you?",
-    "How many {picture}s can you see?",
-)
-
-
-def count(rng: Random, things: Things) -> Turn:
-    """How many pictures there are."""
-    return Turn(worded(rng, COUNT), ("None.", "One.", "Two.")[len(things)])
-
-
-TALK = {
-    "Hello! Show me a picture.": (
-        "Hello",
-        "Hello!",
-        "Hi",
-        "Hi!",
-        "Hey",
-        "Good morning.",
-        "Hi there!",
-    ),
-    "I am Quire's vision demo, a small model that looks at shapes.": (
-        "Who are you?",
-        "What are you?",
-        "What is your name?",
-        "What model are you?",
-        "Introduce yourself.",
-    ),
-    "I name shapes and their colours, compare two pictures, and see what moves in a clip.": (
-        "What can you do?",
-        "Help",
-        "Help!",
-        "How can you help me?",
-        "What do you do?",
-        "What can I ask?",
-        "What can I ask you?",
-    ),
-    "I am fine, thank you.": ("How are you?", "How are you doing?", "Are you well?"),
-    "You are welcome.": ("Thanks", "Thanks!", "Thank you.", "Thank you!", "Great, thanks!"),
-    "Goodbye!": ("Bye", "Bye!", "Goodbye", "Goodbye!", "See you!"),
-    f"{', '.join([*SHAPES][:-1])} and {[*SHAPES][-1]}.".capitalize(): (
-        "Which shapes do you know?",
-        "What shapes do you know?",
-        "What shapes can you see?",
-        "Name the shapes you know.",
-    ),
-    f"{', '.join([*COLOURS][:-1])} and {[*COLOURS][-1]}.".capitalize(): (
-        "Which colours do you know?",
-        "What colours do you know?",
-        "What colors do you know?",
-        "Name the colours you know.",
-    ),
-}
 NO_PICTURE = "I see no picture. Please show me one."
 
 
 def talk(rng: Random, things: Things) -> Turn:
-    """Small talk; who has shown a picture is not asked for one."""
-    answer = pick(rng, [answer for answer in TALK if not things or "Show me" not in answer])
-    return Turn(pick(rng, TALK[answer]), answer)
+    """Small talk with this model."""
+    return any_talk(rng, things, TALK)
 
 
 def no_picture(rng: Random, things: Things) -> Turn:

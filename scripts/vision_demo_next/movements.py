@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from random import Random
 
 from ..media_demo.words import Turn, article, other, pick, sentence
+from ..vision_demo.wordings import Thing, worded as any_worded
 from .clips import DIRECTIONS, Clip
-from .wordings import Thing, worded
 
 Clips = Sequence[Clip]
 """One of them."""
@@ -89,6 +89,11 @@ THIS_OR_THAT = (
     "Does the {form} move {one} or {two}?",
     "Which way does it move, {one} or {two}?",
 )
+
+
+def worded(rng: Random, wordings: Sequence[str], **slots: str) -> str:
+    """As that of pictures; {clip} has several names, too."""
+    return any_worded(rng, wordings, clip=pick(rng, ("clip", "clip", "video", "film")), **slots)
 
 
 def named(thing: Thing | None) -> str:

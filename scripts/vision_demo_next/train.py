@@ -1,6 +1,6 @@
 """Trains the vision demo on drawings and questions made for it: five minutes on an H200.
 
-PYTHONPATH=src python -m scripts.vision_demo.train --out models/vision_demo
+PYTHONPATH=src python -m scripts.vision_demo_next.train --out models/vision_demo_next
 """
 
 import argparse

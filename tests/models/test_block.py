@@ -85,7 +85,7 @@ def test_why_not_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gradients_of_a_kernel_are_those_of_its_twin() -> None:
     """With a twin in the kernel's place, since only a GPU runs that."""
-    run = block._with_gradient(
+    run = hopper.with_gradient(
         block_reference.gated_matmul, block_reference.gated_matmul, activation="silu"
     )
     x, w = noise(0, 5, 8), noise(1, 2, 7, 8)

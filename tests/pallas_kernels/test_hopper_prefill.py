@@ -1,6 +1,7 @@
 """The Hopper prefill kernel against its twin."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -62,16 +63,20 @@ def twin(*args: jax.Array, **options: Any) -> jax.Array:
     return reference.paged_prefill(*args, **options)
 
 
-def interpret(*args: jax.Array, **options: Any) -> jax.Array:
-    """The kernel in Mosaic's interpreter; fails where two warpgroups race for memory."""
+def interpreted(run: Callable[..., jax.Array], *args: jax.Array, **options: Any) -> jax.Array:
+    """A kernel in Mosaic's interpreter; fails where two warpgroups race for memory."""
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 
     try:
-        out = kernel.paged_prefill(*args, **options, interpret=True).block_until_ready()
+        out = run(*args, **options, interpret=True).block_until_ready()
         assert not interpret_pallas_call.get_races().races_found
     finally:
         interpret_pallas_call.reset_gpu_interpret_mode_state()
     return out
+
+
+def interpret(*args: jax.Array, **options: Any) -> jax.Array:
+    return interpreted(kernel.paged_prefill, *args, **options)
 
 
 def check(run: Any, case: tuple[jax.Array, ...], options: dict[str, Any] = PLAIN) -> np.ndarray:

@@ -12,7 +12,7 @@ from quire.models.attention import attend_batch
 from quire.pallas_kernels import hopper_prefill, hopper_ranges, range_reference
 from quire.pallas_kernels.range_reference import batch_attention, segment_attention
 
-from .test_hopper_prefill import TOLERANCE, needs_mosaic
+from .test_hopper_prefill import TOLERANCE, interpreted, needs_mosaic
 
 SCALE = 0.3
 Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -125,19 +125,7 @@ def test_ranges_of_one_segment_and_of_padding_alone() -> None:
 def test_interpreted(lengths: list[int], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper_prefill, "_BLOCKS", 2)  # each serves several tiles
     case = make_case(lengths, 512, width=width)
-    check(interpreted(hopper_ranges.segment_attention, case), case)
-
-
-def interpreted(kernel: Any, case: Arrays) -> jax.Array:
-    """In Mosaic's interpreter; fails where two warpgroups race for memory."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
-    try:
-        out = kernel(*case, scale=SCALE, interpret=True).block_until_ready()
-        assert not interpret_pallas_call.get_races().races_found
-    finally:
-        interpret_pallas_call.reset_gpu_interpret_mode_state()
-    return out
+    check(interpreted(hopper_ranges.segment_attention, *case, scale=SCALE), case)
 
 
 @needs_mosaic
@@ -145,7 +133,7 @@ def test_a_batch_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips that begin in the middle of a tile."""
     monkeypatch.setattr(hopper_prefill, "_BLOCKS", 2)
     case = make_batch([150, 0, 3], 150)
-    check_batch(interpreted(hopper_ranges.batch_attention, case), case)
+    check_batch(interpreted(hopper_ranges.batch_attention, *case, scale=SCALE), case)
 
 
 @needs_mosaic

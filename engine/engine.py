@@ -46,7 +46,7 @@ class Engine:
 
         Args:
             model: Hugging Face id, local folder, or a model that Quire comes with: `demo`, which
-                None is, and `vision-demo`.
+                None is, `vision-demo` and `audio-demo`.
             **options: the fields of `EngineOptions`; the documentation has a page on them.
 
         Raises:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 768 << 20
 """Of all media of a prompt, decoded, which are in memory until they are prepared."""
-_MOST_THREADS = 16
+_MOST_THREADS = 4
+"""Of those that read and of those that prepare: more keep the step's thread, and the first medium
+of a call, from the interpreter's lock, and a GPU's tower is behind four long before."""
 _MOST_FETCHED = 32
 _KEPT_BYTES = 2**29
 """Of prepared media in host memory, so that one sent again and again is prepared once."""

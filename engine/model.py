@@ -29,7 +29,11 @@ from .options import EngineOptions
 _MODELS = Path(__file__).resolve().parent.parent / "models"
 DEMO_FOLDER = _MODELS / "demo"
 DEMO = "demo"
-EMBEDDED = {DEMO: DEMO_FOLDER, "vision-demo": _MODELS / "vision_demo"}
+EMBEDDED = {
+    DEMO: DEMO_FOLDER,
+    "vision-demo": _MODELS / "vision_demo",
+    "audio-demo": _MODELS / "audio_demo",
+}
 """Models that Quire comes with, by name. A folder of that name goes first."""
 
 

@@ -18,7 +18,8 @@ class EngineOptions:
     """Everything an engine can be told. `make_options` checks and builds it."""
 
     model: str | None = None
-    """Hugging Face id, local folder, or an embedded model: `demo`, which None is, `vision-demo`."""
+    """Hugging Face id, local folder, or an embedded model: `demo`, which None is, `vision-demo`,
+    `audio-demo`."""
     tokenizer: str | None = None
     """Where the tokenizer comes from, if not from the model's folder."""
     skip_tokenizer_init: bool = False

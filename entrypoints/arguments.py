@@ -41,7 +41,7 @@ COMPATIBLE: dict[str, type] = {
 
 FROM_THE_MODEL = "What is not given comes from the model's generation config, then from here."
 
-MODEL_HELP = "Hugging Face id, local folder, or an embedded model: demo, vision-demo"
+MODEL_HELP = "Hugging Face id, local folder, or an embedded model: demo, vision-demo, audio-demo"
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:

@@ -1,64 +1,59 @@
-"""The vision demo's shape, as its config gives it, and its folder in Hugging Face layout."""
+"""The vision demo's shape, as its config gives it, and its weights in LLaVA-NeXT-Video's names."""
 
 import json
-import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import safetensors.flax
 
-from quire.models.llava import Llava, LlavaConfig
-from quire.multimodal.clip import ClipImages
+from quire.models.llava_next_video import LlavaNextVideo, LlavaNextVideoConfig
+from quire.multimodal.llava_next_video import LlavaNextImages, LlavaNextVideos
 
-from .tokenizer import SPECIAL_TOKENS
-
-Params = dict[str, jax.Array]
+from ..media_demo import folder
+from ..media_demo.folder import Params
+from .dialogues import IMAGE, PAD, SPECIAL, VIDEO
 
 FOLDER = Path(__file__).resolve().parents[2] / "models" / "vision_demo"
 """Where the model is shipped. Its JSON files but `tokenizer.json` are written by hand."""
-CONFIG = LlavaConfig.from_hf(json.loads((FOLDER / "config.json").read_text()))
+CONFIG = LlavaNextVideoConfig.from_hf(json.loads((FOLDER / "config.json").read_text()))
 EDGE, PATCH = CONFIG.vision.image_size, CONFIG.vision.patch_size
-PROCESSOR = ClipImages.from_hf(
-    json.loads((FOLDER / "preprocessor_config.json").read_text()), patch_size=PATCH
+PICTURES = LlavaNextImages.from_hf(
+    json.loads((FOLDER / "preprocessor_config.json").read_text()),
+    side=EDGE,
+    patch_size=PATCH,
+    pinpoints=CONFIG.pinpoints,
 )
-PAD_ID, END_ID, IMAGE_ID = range(len(SPECIAL_TOKENS))
+CLIPS = LlavaNextVideos.from_hf(
+    json.loads((FOLDER / "video_preprocessor_config.json").read_text()),
+    side=EDGE,
+    patch_size=PATCH,
+    stride=CONFIG.stride,
+)
+PAD_ID, IMAGE_ID, VIDEO_ID = map(SPECIAL.index, (PAD, IMAGE, VIDEO))
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a copy of FOLDER without its weights, unless it is FOLDER itself."""
-    if folder.resolve() != FOLDER:
-        weights = shutil.ignore_patterns("*.safetensors")
-        shutil.copytree(FOLDER, folder, ignore=weights, dirs_exist_ok=True)
-
-
-def save(folder: Path, params: Params) -> None:
-    """Writes the weights in bfloat16, under the names that they have in LLaVA-1.5.
+def save(path: Path, params: Params) -> None:
+    """Writes the weights in bfloat16 into the folder.
 
     The norm that CLIP has behind its tower is written as one that was never trained: LLaVA does not
     use it, but transformers misses it.
     """
-    tensors = {}
-    for piece in Llava.checkpoint_map(CONFIG).pieces:
-        value = params[piece.param][piece.index].astype(jnp.bfloat16)
-        tensors[published(piece.tensor)] = value.reshape(tensor_shape(piece.tensor, value.shape))
+    tensors = folder.tensors_of(LlavaNextVideo, CONFIG, params, published, shape)
     norm = published("vision_tower.post_layernorm")
     tensors[f"{norm}.weight"] = jnp.ones(CONFIG.vision.hidden_size, jnp.bfloat16)
     tensors[f"{norm}.bias"] = jnp.zeros(CONFIG.vision.hidden_size, jnp.bfloat16)
-    path = folder / "model.safetensors"
-    safetensors.flax.save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)
+    folder.save(path, tensors)
 
 
 def published(name: str) -> str:
-    """A tensor's name in files of LLaVA-1.5, of its name in `checkpoint_map`."""
+    """A tensor's name in files of LLaVA-NeXT-Video, of its name in `checkpoint_map`."""
     if name.startswith("vision_tower."):
         return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-    return name if name.startswith("multi_modal_projector.") else f"language_model.{name}"
+    kept = ("multi_modal_projector.", "image_newline")
+    return name if name.startswith(kept) else f"language_model.{name}"
 
 
-def tensor_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in a file of a part of a parameter: heads are not a dimension of their own."""
+def shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in a file of a part of a parameter."""
     if name.endswith("patch_embedding.weight"):
         return shape[0], 3, PATCH, PATCH
-    return (-1,) if name.endswith(".bias") or len(shape) == 1 else (-1, shape[-1])
+    return folder.flat_heads(name, shape)

@@ -5,50 +5,35 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from PIL import Image
-
-from ..media_demo.words import Turn, pick
-from .drawings import draw
-from .kinds import KINDS
+from ..media_demo.dialogue import Dialogue, Segment
+from ..media_demo.kinds import random_kind
+from ..media_demo.words import Turn, hurried, pick
 from .wordings import Thing, Things, any_thing
+from .clips import Clip, any_clip, film
+from .drawings import draw
+from .kinds import CLIP, KINDS, NOTHING, PICTURE, PICTURES
 
-IMAGE = "<image>"
-END = "</s>"
+PAD, END, IMAGE, VIDEO = "<pad>", "</s>", "<image>", "<video>"
+SPECIAL = (PAD, END, IMAGE, VIDEO)
+"""Tokens in the order of their ids, from 0."""
 ASSISTANT = "ASSISTANT:"
 
-Segment = tuple[str, bool]
-"""A piece of a text, and whether the model is meant to write it."""
+Shown = Sequence[Thing | Clip]
+"""Nothing, one or two things in pictures of their own, or a clip."""
 
 SYSTEMS = ("You are a helpful assistant.", "Answer briefly.", "You look at pictures.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Dialogue:
-    """Pictures and questions about them; the last answer is what a test asks for."""
-
-    kind: str
-    """Of the last question."""
-    things: tuple[Thing, ...]
-    """What the pictures show, in their order in the text."""
-    segments: tuple[Segment, ...]
-
-    @property
-    def prompt(self) -> str:
-        """Everything before the last answer."""
-        return "".join(text for text, _ in self.segments[:-1])
-
-    @property
-    def answer(self) -> str:
-        """What the model has to write, without its stop token."""
-        return self.segments[-1][0].removesuffix(END).removeprefix(" ")
+def any_shown(rng: Random, scene: str) -> Shown:
+    """What is shown in a scene, one of `KINDS`."""
+    if scene == CLIP:
+        return (any_clip(rng),)
+    return two_things(rng)[: (NOTHING, PICTURE, PICTURES).index(scene)]
 
 
-def shown(rng: Random, count: int) -> Things:
-    """What `count` pictures show. Of two, often the shape or the colour is the same."""
-    first = any_thing(rng)
-    if count < 2:
-        return (first,)[:count]
-    second = any_thing(rng)
+def two_things(rng: Random) -> Things:
+    """What two pictures show; often the shape or the colour is the same."""
+    first, second = any_thing(rng), any_thing(rng)
     same_shape, same_colour = pick(
         rng, ((True, True), (True, False), (False, True), (False, False)), (2, 2, 2, 3)
     )
@@ -56,28 +41,22 @@ def shown(rng: Random, count: int) -> Things:
     return first, Thing(shape, first.colour if same_colour else second.colour)
 
 
-def turn(rng: Random, kind: str, things: Things) -> Turn:
-    """A question of that kind, sometimes in the words of someone in a hurry."""
-    made = KINDS[len(things)][kind][1](rng, things)
-    question = made.question
-    if rng.random() < 0.08:
-        question = question[0].lower() + question[1:]
-    if rng.random() < 0.06:
-        question = question.rstrip("?.!")
-    if kind != "talk" and rng.random() < 0.05:
-        question += pick(rng, (" Answer briefly.", " Be brief.", " Please."))
-    return Turn(question, made.answer)
+def turn(rng: Random, kinds: str, kind: str, shown: Shown) -> Turn:
+    """A question of a kind of those in `KINDS[kinds]`, perhaps of someone in a hurry."""
+    made = KINDS[kinds][kind].make(rng, shown)
+    return Turn(hurried(rng, made.question, polite=kind != "talk"), made.answer)
 
 
-def with_pictures(rng: Random, question: str, count: int) -> str:
-    """A user's turn that shows `count` pictures, most often in front as in the template."""
-    place = pick(rng, ("front", "behind", "named"), (8, 1, 1)) if count else "front"
+def with_media(rng: Random, question: str, shown: Shown) -> str:
+    """A user's turn that shows these, most often in front as in the template."""
+    media = [VIDEO if isinstance(one, Clip) else IMAGE for one in shown]
+    place = pick(rng, ("front", "behind", "named"), (8, 1, 1)) if media else "front"
     if place == "behind":
-        return question + f"\n{IMAGE}" * count
-    if place == "named" and count == 2:
+        return "\n".join([question, *media])
+    if place == "named" and len(media) == 2:
         form = pick(rng, ("The first: {}\nThe second: {}\n", "Picture 1: {}\nPicture 2: {}\n"))
-        return form.format(IMAGE, IMAGE) + question
-    return f"{IMAGE}\n" * count + question
+        return form.format(*media) + question
+    return "\n".join([*media, question])
 
 
 def render(turns: Sequence[tuple[str, str]], system: str = "") -> tuple[Segment, ...]:
@@ -85,50 +64,51 @@ def render(turns: Sequence[tuple[str, str]], system: str = "") -> tuple[Segment,
     segments: list[Segment] = []
     before = f"{system} " if system else ""
     for user, answer in turns:
-        segments.append((f"{before}USER: {user} {ASSISTANT}", False))
-        segments.append((f" {answer}{END}", True))
+        text = f"{before}USER: {user} {ASSISTANT}"
+        segments += [(text, False), (f" {answer}", True), (END, True)]
         before = ""
     return tuple(segments)
 
 
 def asked(
-    rng: Random, kinds: Sequence[str], things: Things, pictures: int
+    rng: Random, scene: str, kinds: Sequence[str], shown: Shown, now: Shown
 ) -> list[tuple[str, str]]:
-    """A question of each kind and its answer; the first one shows so many pictures."""
+    """A question of each kind and its answer; `now` is what the first one shows."""
     pairs = []
-    for i, kind in enumerate(kinds):
-        made = turn(rng, kind, things)
-        pairs.append((with_pictures(rng, made.question, 0 if i else pictures), made.answer))
+    for kind in kinds:
+        made = turn(rng, scene, kind, shown)
+        pairs.append((with_media(rng, made.question, now), made.answer))
+        now = ()
     return pairs
 
 
-def conversation(rng: Random, kinds: Sequence[str], things: Things) -> Dialogue:
-    """A question of each of the kinds, all pictures shown in the first turn."""
-    pairs = asked(rng, kinds, things, len(things))
+def conversation(
+    rng: Random, scene: str, kinds: Sequence[str], shown: Shown
+) -> Dialogue[Thing | Clip]:
+    """A question of each of the kinds, all media shown in the first turn."""
+    pairs = asked(rng, scene, kinds, shown, shown)
     system = pick(rng, SYSTEMS) if rng.random() < 0.06 else ""
-    return Dialogue(kinds[-1], tuple(things), render(pairs, system))
+    return Dialogue(kinds[-1], tuple(shown), render(pairs, system))
 
 
-def one_by_one(rng: Random, kinds: Sequence[str], things: Things) -> Dialogue:
-    """As `conversation` of two pictures, but the second one is shown in the second turn.
+def one_by_one(rng: Random, kinds: Sequence[str], shown: Shown) -> Dialogue[Thing | Clip]:
+    """As `conversation` about two pictures, but the second one is shown in the second turn.
 
     The first question is of any kind about one picture, those in `kinds` are about both.
     """
-    pairs = asked(rng, [random_kind(rng, 1)], things[:1], 1) + asked(rng, kinds, things, 1)
-    return Dialogue(kinds[-1], tuple(things), render(pairs))
+    first = random_kind(rng, KINDS[PICTURE], shown[:1])
+    pairs = asked(rng, PICTURE, [first], shown[:1], shown[:1])
+    pairs += asked(rng, PICTURES, kinds, shown, shown[1:])
+    return Dialogue(kinds[-1], tuple(shown), render(pairs))
 
 
-def random_kind(rng: Random, pictures: int) -> str:
-    """A kind of question about that many pictures."""
-    kinds = KINDS[pictures]
-    return pick(rng, tuple(kinds), [share for share, _ in kinds.values()])
-
-
-def training_dialogue(rng: Random, pictures: int) -> Dialogue:
-    """A conversation of one to four questions about that many pictures."""
-    kinds = [random_kind(rng, pictures) for _ in range(pick(rng, (1, 2, 3, 4), (4, 2, 3, 3)))]
-    make = one_by_one if pictures == 2 and rng.random() < 0.1 else conversation
-    return make(rng, kinds, shown(rng, pictures))
+def training_dialogue(rng: Random, scene: str, shown: Shown) -> Dialogue[Thing | Clip]:
+    """A conversation of one to four questions about what is shown in a scene."""
+    number = pick(rng, (1, 2, 3, 4), (4, 2, 3, 3))
+    kinds = [random_kind(rng, KINDS[scene], shown) for _ in range(number)]
+    if scene == PICTURES and rng.random() < 0.1:
+        return one_by_one(rng, kinds, shown)
+    return conversation(rng, scene, kinds, shown)
 
 
 LATER = "later_turn"
@@ -137,17 +117,13 @@ HELD_OUT_KINDS = (*dict.fromkeys(kind for kinds in KINDS.values() for kind in ki
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A dialogue with the pictures it is about."""
+    """A dialogue with the pictures or the clip that it is about."""
 
     kind: str
     prompt: str
     answer: str
-    pictures: tuple[Image.Image, ...]
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """`multi_modal_data` of the engine."""
-        return {"image": self.pictures}
+    data: dict[str, Any]
+    """As the engine takes it: pictures in "image", and frames [T, H, W, 3] of clips in "video"."""
 
 
 def held_out(kind: str, count: int) -> list[Question]:
@@ -158,9 +134,21 @@ def held_out(kind: str, count: int) -> list[Question]:
 
 def held_out_question(rng: Random, kind: str) -> Question:
     """One question with new drawings."""
-    pictures = pick(rng, [number for number, kinds in KINDS.items() if kind in kinds] or (1, 2))
-    kinds = [random_kind(rng, pictures) for _ in range(3)] if kind == LATER else [kind]
-    make = one_by_one if kind == LATER and pictures == 2 else conversation
-    dialogue = make(rng, kinds, shown(rng, pictures))
-    images = tuple(draw(rng, thing.shape, thing.colour) for thing in dialogue.things)
-    return Question(kind, dialogue.prompt, dialogue.answer, images)
+    scenes = [scene for scene, kinds in KINDS.items() if kind in kinds]
+    scene = pick(rng, scenes or (PICTURE, PICTURES, CLIP))
+    shown = any_shown(rng, scene)
+    while kind != LATER and not KINDS[scene][kind].fits(shown):
+        shown = any_shown(rng, scene)
+    later = [random_kind(rng, KINDS[scene], shown) for _ in range(3)]
+    if kind == LATER and scene == PICTURES:
+        dialogue = one_by_one(rng, later, shown)
+    else:
+        dialogue = conversation(rng, scene, later if kind == LATER else [kind], shown)
+    return Question(kind, dialogue.prompt, dialogue.answer, drawn(rng, shown))
+
+
+def drawn(rng: Random, shown: Shown) -> dict[str, Any]:
+    """New drawings of what is shown, as the engine takes them."""
+    pictures = [draw(rng, one.shape, one.colour) for one in shown if isinstance(one, Thing)]
+    films = [film(rng, one) for one in shown if isinstance(one, Clip)]
+    return {kind: media for kind, media in (("image", pictures), ("video", films)) if media}

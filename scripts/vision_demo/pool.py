@@ -1,9 +1,7 @@
 """Drawings as the tower sees them, and dialogues as rows of tokens, made by worker processes."""
 
 import dataclasses
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from itertools import product, repeat
 from pathlib import Path
 from random import Random
@@ -13,98 +11,156 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from quire.multimodal.pixels import Normalization
+from quire.multimodal.tiles import Size
 
-from .checkpoint import CONFIG, EDGE, IMAGE_ID, PAD_ID, PROCESSOR
-from .dialogues import Dialogue, training_dialogue
-from .drawings import draw
+from ..media_demo.rows import Rows, encode, joined, padded
+from ..media_demo.workers import make_workers
 from .shapes import COLOURS, SHAPES
 from .wordings import Thing
+from .checkpoint import CLIPS, CONFIG, EDGE, PAD_ID, PICTURES
+from .clips import DIRECTIONS, FRAMES, Clip, any_clip, filmed_rightwards
+from .dialogues import Shown, any_shown, training_dialogue
+from .drawings import draw
+from .kinds import CLIP, KINDS
 
-FLAG = 1 << 12
-"""A token of an answer has this added to it."""
-LENGTHS = (96, 112, 160)
-"""Tokens of a row, by the number of its pictures."""
-SHARES = (1, 7, 8)
-"""How frequent rows are, by the number of their pictures."""
+KEPT: tuple[Size, ...] = ((6, 6), (4, 6), (6, 4))
+"""What is kept of the tile of a drawing, in features: of a square one, a wide and a tall one."""
+PICTURE_ROWS = CONFIG.vision.along**2 + max(rows * (columns + 1) for rows, columns in KEPT)
+FRAME_ROWS = CONFIG.frame_along**2
+CLIP_ROWS = FRAMES[1] * FRAME_ROWS
+"""The most features that a picture has, those of a frame, and the most of a clip."""
+SHARES = {"nothing": 1, "picture": 5, "pictures": 6, "clip": 4}
+"""How frequent rows are, by their scene."""
+STILL = tuple(scene for scene in KINDS if scene != CLIP)
+"""Scenes without a clip."""
+TEXT, LENGTH = 96, 232
+"""The most tokens of a row before and after placeholders are repeated."""
 THINGS = {Thing(*names): i for i, names in enumerate(product(SHAPES, COLOURS))}
 """Every thing that is drawn, and its number."""
 
-SHARD_PICTURES = 10
-"""Drawings of each thing in one task of a worker."""
-SHARD_ROWS = 4000
-"""Dialogues in one."""
+SHARD_PICTURES, SHARD_CLIPS, SHARD_ROWS = 10, 250, 4000
+"""Drawings of each thing, clips, and dialogues in one task of a worker."""
+PLAIN = Normalization(1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-class Rows(NamedTuple):
-    """Dialogues that all have the same number of pictures."""
+class Pictures(NamedTuple):
+    """Drawings of every thing."""
 
-    tokens: np.ndarray
-    """uint16 [N, L], each placeholder of a picture as many times as a picture has features."""
-    things: np.ndarray
-    """uint8 [N, pictures]: the numbers of the things that are shown."""
+    squares: np.ndarray
+    """uint8 [things, M, 2, EDGE, EDGE, 3]: the whole and a tile, not yet normalized."""
+    kept: np.ndarray
+    """int32 [things, M]: places in `KEPT`."""
+
+
+class Clips(NamedTuple):
+    """Clips in which what moves goes to the right, and dialogues about them however turned."""
+
+    squares: np.ndarray
+    """uint8 [clips, most frames, EDGE, EDGE, 3]: not yet normalized."""
+    frames: np.ndarray
+    """int32 [clips]: how many there are."""
+    rows: Rows
+    """A medium is the number of a clip times four, and the place of its direction in
+    `DIRECTIONS`."""
 
 
 class Pool(NamedTuple):
     """All that steps draw from."""
 
-    pictures: np.ndarray
-    """uint8 [things, M, EDGE, EDGE, 3]: resized and cut, but not yet normalized."""
+    pictures: Pictures
+    clips: Clips
     rows: tuple[Rows, ...]
-    """By number of pictures."""
+    """By scene, as in `STILL`. A medium is the number of a thing."""
 
 
-def picture_shard(seed: str) -> np.ndarray:
-    """Some drawings of every thing, uint8 [things, SHARD_PICTURES, EDGE, EDGE, 3]."""
+def picture_shard(seed: str) -> Pictures:
+    """Some drawings of every thing."""
     rng = Random(f"training {seed}")
-    plain = Normalization(1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    processor = dataclasses.replace(PROCESSOR, normalize=plain)
-    result = np.empty((len(THINGS), SHARD_PICTURES, EDGE, EDGE, 3), np.uint8)
-    for thing, number in THINGS.items():
-        for i in range(SHARD_PICTURES):
-            result[number, i] = processor(draw(rng, thing.shape, thing.colour)).transpose(1, 2, 0)
-    return result
+    processor = dataclasses.replace(PICTURES, normalize=PLAIN)
+    squares = np.empty((len(THINGS), SHARD_PICTURES, 2, 3, EDGE, EDGE), np.uint8)
+    kept = np.empty(squares.shape[:2], np.int32)
+    for (thing, number), i in product(THINGS.items(), range(SHARD_PICTURES)):
+        made = processor(draw(rng, thing.shape, thing.colour))
+        squares[number, i], kept[number, i] = made.pixels, KEPT.index(made.kept)
+    return Pictures(np.moveaxis(squares, 3, -1), kept)
+
+
+def clip_shard(tokenizer_path: Path, seed: str) -> Clips:
+    """Some clips, and dialogues about random ones of them in random directions."""
+    tokenizer, rng = Tokenizer.from_file(str(tokenizer_path)), Random(f"training {seed}")
+    processor = dataclasses.replace(CLIPS, clip=dataclasses.replace(CLIPS.clip, normalize=PLAIN))
+    clips = [any_clip(rng) for _ in range(SHARD_CLIPS)]
+    squares = np.zeros((SHARD_CLIPS, FRAMES[1], 3, EDGE, EDGE), np.uint8)
+    frames = np.empty(SHARD_CLIPS, np.int32)
+    for i, clip in enumerate(clips):
+        pixels = processor(filmed_rightwards(rng, clip)).pixels
+        squares[i, : len(pixels)], frames[i] = pixels, len(pixels)
+    media = [
+        [rng.randrange(SHARD_CLIPS) * len(DIRECTIONS) + rng.randrange(len(DIRECTIONS))]
+        for _ in range(SHARD_ROWS * SHARES[CLIP] // sum(SHARES.values()))
+    ]
+    shown = [(turned_clip(clips, number),) for (number,) in media]
+    rows = make_rows(tokenizer, rng, CLIP, shown, media)
+    return Clips(np.moveaxis(squares, 2, -1), frames, rows)
+
+
+def turned_clip(clips: Sequence[Clip], medium: int) -> Clip:
+    """A clip with its direction, of their number."""
+    number, direction = divmod(medium, len(DIRECTIONS))
+    return dataclasses.replace(clips[number], direction=DIRECTIONS[direction])
 
 
 def row_shard(tokenizer_path: Path, seed: str) -> tuple[Rows, ...]:
-    """Some dialogues with each number of pictures; one that is too long is left out."""
+    """Some dialogues of each scene without a clip."""
     tokenizer, rng = Tokenizer.from_file(str(tokenizer_path)), Random(f"training {seed}")
-    shards = []
-    for pictures, (length, share) in enumerate(zip(LENGTHS, SHARES, strict=True)):
-        count = SHARD_ROWS * share // sum(SHARES)
-        dialogues = [training_dialogue(rng, pictures) for _ in range(count)]
-        pairs = zip(encode(tokenizer, dialogues), dialogues, strict=True)
-        fitting = [(row, dialogue) for row, dialogue in pairs if len(row) <= length]
-        tokens = np.full((len(fitting), length), PAD_ID, np.uint16)
-        things = np.zeros((len(fitting), pictures), np.uint8)
-        for i, (row, dialogue) in enumerate(fitting):
-            tokens[i, : len(row)] = row
-            things[i] = [THINGS[thing] for thing in dialogue.things]
-        shards.append(Rows(tokens, things))
-    return tuple(shards)
+    groups = []
+    for scene in STILL:
+        count = SHARD_ROWS * SHARES[scene] // sum(SHARES.values())
+        shown = [any_shown(rng, scene) for _ in range(count)]
+        media = [[THINGS[one] for one in things if isinstance(one, Thing)] for things in shown]
+        groups.append(make_rows(tokenizer, rng, scene, shown, media))
+    return tuple(groups)
 
 
-def encode(tokenizer: Tokenizer, dialogues: Sequence[Dialogue]) -> Iterator[np.ndarray]:
-    """Each dialogue as tokens, flagged where the model is meant to write them."""
-    texts = [text for dialogue in dialogues for text, _ in dialogue.segments]
-    encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-    for dialogue in dialogues:
-        pieces = [
-            np.array(next(encoded).ids, np.uint16) + np.uint16(FLAG * written)
-            for _, written in dialogue.segments
-        ]
-        row = np.concatenate(pieces)
-        yield np.repeat(row, np.where(row == IMAGE_ID, CONFIG.picture_rows, 1))
+def make_rows(
+    tokenizer: Tokenizer,
+    rng: Random,
+    scene: str,
+    shown: Sequence[Shown],
+    media: Sequence[Sequence[int]],
+) -> Rows:
+    """A dialogue about each of what is shown, which has these numbers; one that would be too long
+    with the most features is left out."""
+    rows = encode(tokenizer, [training_dialogue(rng, scene, each) for each in shown])
+    added = CLIP_ROWS if scene == CLIP else PICTURE_ROWS * len(media[0])
+    pairs = [pair for pair in zip(rows, media, strict=True) if len(pair[0]) + added <= LENGTH]
+    fitting, numbers = zip(*pairs, strict=True)
+    return padded(fitting, numbers, TEXT, PAD_ID)
 
 
-def make_pool(tokenizer_path: Path, seed: int, drawings: int, dialogues: int) -> Pool:
-    """About so many drawings and dialogues, the same for the same seed. Waits for the workers."""
-    picture_shards = max(1, drawings // (SHARD_PICTURES * len(THINGS)))
-    row_shards = max(1, dialogues // SHARD_ROWS)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context) as executor:
-        names = [f"{seed} {i}" for i in range(max(picture_shards, row_shards))]
-        rows = executor.map(row_shard, repeat(tokenizer_path), names[:row_shards])
-        pictures = executor.map(picture_shard, names[:picture_shards])
-        by_number = (zip(*shards, strict=True) for shards in zip(*rows, strict=True))
-        joined = tuple(Rows(*map(np.concatenate, fields)) for fields in by_number)
-        return Pool(np.concatenate(list(pictures), axis=1), joined)
+def make_pool(tokenizer_path: Path, seed: int, drawings: int, clips: int, dialogues: int) -> Pool:
+    """About so many drawings, clips and dialogues, the same for the same seed. Waits for the
+    workers."""
+    names = [
+        [f"{what} {seed} {i}" for i in range(max(1, count // size))]
+        for what, count, size in (
+            ("pictures", drawings, SHARD_PICTURES * len(THINGS)),
+            ("clips", clips, SHARD_CLIPS),
+            ("rows", dialogues, SHARD_ROWS),
+        )
+    ]
+    with make_workers() as executor:
+        pictures = executor.map(picture_shard, names[0])
+        films = executor.map(clip_shard, repeat(tokenizer_path), names[1])
+        rows = executor.map(row_shard, repeat(tokenizer_path), names[2])
+        squares, kept = (np.concatenate(arrays, 1) for arrays in zip(*pictures, strict=True))
+        groups = tuple(joined(shards) for shards in zip(*rows, strict=True))
+        return Pool(Pictures(squares, kept), joined_clips(list(films)), groups)
+
+
+def joined_clips(shards: Sequence[Clips]) -> Clips:
+    """All clips of the shards."""
+    size = SHARD_CLIPS * len(DIRECTIONS)
+    rows = [Rows(shard.rows.tokens, shard.rows.media + i * size) for i, shard in enumerate(shards)]
+    squares, frames = (np.concatenate([shard[field] for shard in shards]) for field in range(2))
+    return Clips(squares, frames, joined(rows))

@@ -1,195 +1,182 @@
-"""Trains the vision demo on drawings and questions made for it: four minutes on an H200.
+"""Trains the vision demo on drawings and questions made for it: five minutes on an H200.
 
 PYTHONPATH=src python -m scripts.vision_demo.train --out models/vision_demo
 """
 
 import argparse
 import functools
-import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from quire.models import functional
-from quire.models.features import Features
-from quire.models.llava import Llava
+from quire.models.llava_next_video import LlavaNextVideo
+from quire.models.squares import TileEncoder
+from quire.multimodal.tiles import Tiles
 
-from .checkpoint import CONFIG, EDGE, FOLDER, IMAGE_ID, PROCESSOR, Params, make_folder, save
-from .pool import FLAG, SHARES, Pool, Rows, make_pool
-from .tokenizer import train_tokenizer
+from ..media_demo.folder import Params, make_folder
+from ..media_demo.tokenizer import train_tokenizer
+from ..media_demo.training import answer_loss, draw_rows, expanded, packed, scaled, sines, train
+from .checkpoint import CONFIG, FOLDER, IMAGE_ID, PICTURES, VIDEO_ID, save
+from .clips import DIRECTIONS
+from .dialogues import SPECIAL, any_shown, training_dialogue
+from .kinds import CLIP, KINDS
+from .pool import CLIP_ROWS, KEPT, LENGTH, PICTURE_ROWS, SHARES, STILL, make_pool
 
-CALL = 20
-"""Steps in one call of the device."""
 WIDE = ("embed.weight", "vision.class_token", "vision.positions")
 """Weights that stay in float32, and so do the residual streams that begin with them."""
 
-State = tuple[Params, optax.OptState]
-Batch = tuple[Array, Array]
-"""Flagged tokens [N, L], and pixels [N, pictures, 3, E, E]"""
+
+def layouts() -> tuple[np.ndarray, np.ndarray]:
+    """By place in `KEPT`: which rows of the two squares of a picture, or what ends lines behind
+    them, its features are [3, PICTURE_ROWS], and how many those are [3]."""
+    encoder = TileEncoder(PICTURES.side, PICTURES.along, CONFIG.most_tiles)
+    squares = np.zeros((2, 3, PICTURES.side, PICTURES.side), np.float32)
+    tiles = [Tiles(squares, (1, 1), kept, kept) for kept in KEPT]
+    rows = [encoder.inputs([each], 2)["index"][:PICTURE_ROWS, 0] for each in tiles]
+    return np.stack(rows), np.array([encoder.num_tokens(each) for each in tiles], np.int32)
 
 
-def hidden_states(
-    model: Any, tokens: Int[Array, "N L"], pixels: Float[Array, "N pictures 3 H W"]
-) -> Float[Array, "N L E"]:
-    """States of the tokens, placeholders of pictures replaced by features from the first on."""
-    encoded = model.encode({"pixels": pixels.reshape(-1, *pixels.shape[2:])})
-    rows = encoded.reshape(pixels.shape[0], -1, encoded.shape[-1])
-    here = tokens == IMAGE_ID
-    index = jnp.where(here, jnp.cumsum(here, axis=1) - 1, rows.shape[1])
-
-    def one(tokens: Array, rows: Array, index: Array) -> Array:
-        return model(tokens, features=Features(rows, index))[0]
-
-    return jax.vmap(one)(tokens, rows, index)
+LAYOUT, PICTURE_COUNTS = layouts()
 
 
-def answer_loss(
-    graphdef: nnx.GraphDef[Any],
-    params: Params,
-    rows: Int[Array, "N L"],
-    pixels: Float[Array, "N pictures 3 H W"],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The cross-entropy of the answers' tokens, summed, and how many there are.
+def make_loss(batch: int) -> Callable[[Params, Any, Array], Float[Array, ""]]:
+    """The loss of about `batch` random dialogues of a pool, of parameters, pool and key."""
+    graphdef: nnx.GraphDef[Any] = functional.abstract(LlavaNextVideo, CONFIG, jnp.bfloat16)[0]
+    counts = [max(1, batch * SHARES[scene] // sum(SHARES.values())) for scene in (*STILL, CLIP)]
 
-    Matrix products are in bfloat16.
-    """
-    tokens, written = rows % FLAG, rows // FLAG
-    half = {name: value.astype(jnp.bfloat16) for name, value in params.items()}
-    body = functional.bind(graphdef, half | {name: params[name] for name in WIDE})
-    hidden = hidden_states(body, tokens, pixels)
-    scores = functional.bind(graphdef, half).logits(hidden[:, :-1])
-    losses = optax.softmax_cross_entropy_with_integer_labels(scores, tokens[:, 1:])
-    return jnp.sum(losses * written[:, 1:]), jnp.sum(written[:, 1:])
+    def loss(params: Params, pool: Any, key: Array) -> Float[Array, ""]:
+        row_key, picture_key, key = jax.random.split(key, 3)
+        texts, media = draw_rows(row_key, (*pool.rows, pool.clips.rows), counts)
+        things = jnp.concatenate([numbers.reshape(-1) for numbers in media[:-1]])
+        pictures, kept = draw_pictures(picture_key, pool.pictures, things)
+        clips, frames = draw_clips(key, pool.clips, media[-1].reshape(-1))
+        rows = {
+            IMAGE_ID: jnp.asarray(PICTURE_COUNTS)[kept],
+            VIDEO_ID: frames * CONFIG.frame_along**2,
+        }
+        encode = functools.partial(features, pictures=pictures, kept=kept, clips=clips, counts=rows)
+        return answer_loss(graphdef, WIDE, params, expanded(texts, rows, LENGTH), encode)
 
-
-def make_optimizer(steps: int) -> optax.GradientTransformation:
-    """AdamW for so many steps: a short warm-up, then a cosine down to a hundredth."""
-
-    def decayed(params: Params) -> dict[str, bool]:
-        return {name: value.ndim > 1 for name, value in params.items()}
-
-    rate = optax.warmup_cosine_decay_schedule(0.0, 1.5e-3, steps // 12, steps, 1.5e-5)
-    adam = optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=0.05, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(1.0), adam)
+    return loss
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def train_steps(
-    graphdef: nnx.GraphDef[Any],
-    optimizer: optax.GradientTransformation,
-    counts: tuple[int, ...],
-    state: State,
-    pictures: UInt8[Array, "things M E E 3"],
-    rows: tuple[Rows, ...],
-    keys: Array,
-) -> tuple[State, Float[Array, " K"]]:
-    """A step for each of K keys, on random rows with random pictures of what they are about.
+def draw_pictures(
+    key: Array, pictures: Any, things: Int[Array, " N"]
+) -> tuple[UInt8[Array, "N 2 E E 3"], Int[Array, " N"]]:
+    """A random drawing of each thing in one of the eight ways that a square can lie, and its place
+    in `KEPT`."""
+    which_key, turn_key = jax.random.split(key)
+    which = jax.random.randint(which_key, things.shape, 0, pictures.squares.shape[1])
+    across, down, mirrored = jax.random.bernoulli(turn_key, shape=(3, *things.shape))
+    x, kept = pictures.squares[things, which], pictures.kept[things, which]
+    x = flipped(flipped(x, across, 3), down, 2)
+    sides = jnp.where(kept > 0, 3 - kept, kept)
+    return mirrored_where(x, mirrored), jnp.where(mirrored, sides, kept)
 
-    Donates `state`.
+
+def draw_clips(
+    key: Array, clips: Any, media: Int[Array, " N"]
+) -> tuple[UInt8[Array, "N T E E 3"], Int[Array, " N"]]:
+    """Clips turned to their directions, half of them mirrored, and how many frames each has."""
+    number, direction = jnp.divmod(media, len(DIRECTIONS))
+    x = flipped(clips.squares[number], jax.random.bernoulli(key, shape=media.shape), 2)
+    x = mirrored_where(x, direction % 2 == 1)
+    x = flipped(x, direction == DIRECTIONS.index("left"), 3)
+    return flipped(x, direction == DIRECTIONS.index("up"), 2), clips.frames[number]
+
+
+def flipped(
+    x: UInt8[Array, "N P E E 3"], where: Bool[Array, " N"], axis: int
+) -> UInt8[Array, "N P E E 3"]:
+    """Squares of some media with this axis turned round."""
+    return jnp.where(where[:, None, None, None, None], jnp.flip(x, axis), x)
+
+
+def mirrored_where(
+    x: UInt8[Array, "N P E E 3"], where: Bool[Array, " N"]
+) -> UInt8[Array, "N P E E 3"]:
+    """Squares of some media with rows as columns."""
+    return jnp.where(where[:, None, None, None, None], x.swapaxes(2, 3), x)
+
+
+def normalized(x: UInt8[Array, "N P E E 3"]) -> Float[Array, "N*P 3 E E"]:
+    """As the image processor normalizes."""
+    mean, std = jnp.array(PICTURES.normalize.mean), jnp.array(PICTURES.normalize.std)
+    pixels = (x.reshape(-1, *x.shape[2:]).astype(jnp.float32) / 255 - mean) / std
+    return jnp.moveaxis(pixels, -1, 1)
+
+
+def features(
+    model: Any,
+    pictures: UInt8[Array, "N 2 E E 3"],
+    kept: Int[Array, " N"],
+    clips: UInt8[Array, "M T E E 3"],
+    counts: dict[int, Array],
+) -> list[tuple[int, Float[Array, "F E"]]]:
+    """What the model sees, picture by picture and clip by clip, padding last.
 
     Args:
-        counts: rows of each number of pictures in one step.
-
-    Returns:
-        The new state and the loss of each step.
+        counts: features of each picture and of each clip.
     """
-
-    def loss(params: Params, batches: list[Batch]) -> Array:
-        sums = [answer_loss(graphdef, params, *batch) for batch in batches]
-        totals, weights = (jnp.stack(each) for each in zip(*sums, strict=True))
-        return jnp.sum(totals) / jnp.sum(weights)
-
-    def step(state: State, key: Array) -> tuple[State, Array]:
-        params, moments = state
-        each = zip(jax.random.split(key, len(counts)), rows, counts, strict=True)
-        batches = [draw_batch(key, pictures, batch, count) for key, batch, count in each]
-        value, gradient = jax.value_and_grad(loss)(params, batches)
-        updates, moments = optimizer.update(gradient, moments, params)
-        return (jax.tree.map(jnp.add, params, updates), moments), value
-
-    return jax.lax.scan(step, state, keys)
-
-
-def draw_batch(
-    key: Array, pictures: UInt8[Array, "things M E E 3"], rows: Rows, count: int
-) -> Batch:
-    """`count` random rows, and the normalized pixels [count, pictures, 3, E, E] of their pictures.
-
-    A row without pictures gets one of zeros, which none of its tokens stands for.
-    """
-    row_key, picture_key, turn_key = jax.random.split(key, 3)
-    chosen = jax.random.randint(row_key, (count,), 0, rows.tokens.shape[0])
-    tokens, things = rows.tokens[chosen].astype(jnp.int32), rows.things[chosen]
-    if not things.size:
-        return tokens, jnp.zeros((count, 1, 3, EDGE, EDGE))
-    which = jax.random.randint(picture_key, things.shape, 0, pictures.shape[1])
-    return tokens, normalized(turned(turn_key, pictures[things, which]))
-
-
-def turned(key: Array, x: UInt8[Array, "N P E E 3"]) -> UInt8[Array, "N P E E 3"]:
-    """Every picture in one of the eight ways that a square can lie."""
-    across, down, mirrored = jax.random.bernoulli(key, shape=(3, *x.shape[:2], 1, 1, 1))
-    x = jnp.where(across, jnp.flip(x, 3), x)
-    x = jnp.where(down, jnp.flip(x, 2), x)
-    return jnp.where(mirrored, x.swapaxes(2, 3), x)
-
-
-def normalized(x: UInt8[Array, "N P E E 3"]) -> Float[Array, "N P 3 E E"]:
-    """As the image processor normalizes."""
-    mean, std = jnp.array(PROCESSOR.normalize.mean), jnp.array(PROCESSOR.normalize.std)
-    return jnp.moveaxis((x.astype(jnp.float32) / 255 - mean) / std, -1, 2)
+    medium, place = packed(counts[IMAGE_ID], PICTURE_ROWS)
+    local, patches = jnp.asarray(LAYOUT)[kept[medium], place], 2 * CONFIG.vision.num_patches
+    index = jnp.where(local < patches, medium * patches + local, len(kept) * patches)
+    taps = {"index": jnp.tile(index[:, None], 4), "weight": jnp.full((len(index), 4), 0.25)}
+    shown = model.encode({"pixels": normalized(pictures), **taps})
+    place = packed(counts[VIDEO_ID], CLIP_ROWS)
+    seen = model.encode({"pixels": normalized(clips)}).reshape(len(clips), CLIP_ROWS, -1)
+    return [(IMAGE_ID, shown), (VIDEO_ID, seen.at[place].get(mode="clip"))]
 
 
 def first_params(key: Array) -> Params:
-    """Random weights in float32; what a matrix gives is about as large as what it is given."""
-    params = functional.init_random(Llava, CONFIG, jnp.float32, key)
-    for name, value in params.items():
-        if value.ndim > 1 and name not in WIDE and not name.endswith("_bias"):
-            params[name] = value / (0.02 * math.sqrt(value.shape[-1]))
-    return params
+    """Random weights in float32, and sines of row and column as positions in a square."""
+    params = functional.init_random(LlavaNextVideo, CONFIG, jnp.float32, key)
+    patches, size = jnp.arange(CONFIG.vision.num_patches), CONFIG.vision.hidden_size
+    places = [each.astype(jnp.float32) for each in jnp.divmod(patches, CONFIG.vision.along)]
+    positions = jnp.concatenate([sines(each, size // 2, 40.0) for each in places], axis=1)
+    positions = jnp.pad(positions, ((1, 0), (0, 0)))  # none for the class token
+    return scaled(params, WIDE) | {"vision.positions": positions}
 
 
-def train(pool: Pool, steps: int, batch: int, key: Array) -> Params:
-    """The weights after so many steps of `batch` dialogues each; prints the loss now and then."""
-    began = time.monotonic()
-    graphdef = functional.abstract(Llava, CONFIG, jnp.bfloat16)[0]
-    optimizer = make_optimizer(steps)
-    params = first_params(key)
-    state: State = (params, optimizer.init(params))
-    counts = tuple(max(1, batch * share // sum(SHARES)) for share in SHARES)
-    pictures, rows = jax.tree.map(jnp.asarray, pool)
-    for done in range(0, steps, CALL):
-        keys = jax.random.split(jax.random.fold_in(key, done), min(CALL, steps - done))
-        state, losses = train_steps(graphdef, optimizer, counts, state, pictures, rows, keys)
-        if done % 200 == 0:
-            seconds = time.monotonic() - began
-            print(f"{seconds:6.1f} s step {done} loss {losses.mean():.4f}", flush=True)
-    return state[0]
+def texts(count: int) -> Iterator[str]:
+    """Of so many dialogues, always the same ones."""
+    rng, scenes = Random(0), tuple(KINDS)
+    for i in range(count):
+        scene = scenes[i % len(scenes)]
+        yield training_dialogue(rng, scene, any_shown(rng, scene)).text
 
 
 def main() -> None:
     """Makes the tokenizer and the pool, trains, and writes the folder."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--steps", type=int, default=3440)
+    parser.add_argument("--minutes", type=float, default=5, help="in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=1024, help="dialogues in a step")
-    parser.add_argument("--drawings", type=int, default=160_000)
-    parser.add_argument("--dialogues", type=int, default=400_000)
+    parser.add_argument("--batch", type=int, default=256, help="dialogues in a step")
+    parser.add_argument("--drawings", type=int, default=100_000)
+    parser.add_argument("--clips", type=int, default=30_000)
+    parser.add_argument("--dialogues", type=int, default=300_000)
     arguments = parser.parse_args()
-    make_folder(arguments.out)
+    make_folder(FOLDER, arguments.out)
     path = arguments.out / "tokenizer.json"
-    train_tokenizer(CONFIG.vocab_size).save(str(path), pretty=False)
-    pool = make_pool(path, arguments.seed, arguments.drawings, arguments.dialogues)
-    print(f"{pool.pictures.nbytes >> 20} MiB drawn", flush=True)
+    train_tokenizer(texts(8000), SPECIAL, CONFIG.vocab_size).save(str(path), pretty=False)
+    pool = make_pool(path, arguments.seed, arguments.drawings, arguments.clips, arguments.dialogues)
+    size = (pool.pictures.squares.nbytes + pool.clips.squares.nbytes) >> 20
+    print(f"{time.monotonic() - began:.0f} s: {size} MiB drawn", flush=True)
     key = jax.random.key(arguments.seed)
-    save(arguments.out, train(pool, arguments.steps, arguments.batch, key))
+    until = began + 60 * arguments.minutes - 3
+    save(arguments.out, train(make_loss(arguments.batch), first_params(key), pool, key, until))
+    print(f"{time.monotonic() - began:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 
 from ..media_demo.words import Turn, article, other, pick, sentence
-from ..vision_demo.wordings import Thing, worded as any_worded
+from .wordings import Thing, worded as any_worded
 from .clips import DIRECTIONS, Clip
 
 Clips = Sequence[Clip]

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from ..media_demo.words import pick
-from ..vision_demo.shapes import SHAPES, Point, background, noisy, picture_size, shade
-from ..vision_demo.wordings import Thing, any_thing
+from .shapes import SHAPES, Point, background, noisy, picture_size, shade
+from .wordings import Thing, any_thing
 from .drawings import MAX_ASPECT, SCALES, any_angle, mask
 
 DIRECTIONS = ("right", "down", "left", "up")

@@ -75,14 +75,37 @@ def test_llava_example(
     assert given[0][1] == given[1][1] != answer
 
 
-def test_offline_inference_vision(
+def both_ways(*lines: str) -> list[str]:
+    """What is printed of each question and its answer by `generate`, then by `chat`."""
+    return [f"{way}: {line}" for way in ("generate", "chat") for line in lines]
+
+
+def test_offline_inference_vision_language(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = run("offline_inference_vision.py", monkeypatch=monkeypatch, capsys=capsys)
-    answers = ["A red circle.", "A blue circle.", "The colour."]
-    asked = ["What is in the picture?", "What is in the picture?", "What differs?"]
-    pairs = list(zip(asked, answers, strict=True))
-    assert lines == [f"{way}: {q} {a}" for way in ("generate", "chat") for q, a in pairs]
+    name = "offline_inference_vision_language.py"
+    clip = ("What moves? A red circle.", "Which way does it move? Right.")
+    assert run(name, monkeypatch=monkeypatch, capsys=capsys) == both_ways(
+        "What is in the picture? A red circle.",
+        "What is in the picture? A blue circle.",
+        "What differs? The colour.",
+        *clip,
+    )
+    lines = run(name, "--modality", "video", monkeypatch=monkeypatch, capsys=capsys)
+    assert lines == both_ways(*clip)
+
+
+def test_offline_inference_audio_language(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "offline_inference_audio_language.py"
+    assert run(name, monkeypatch=monkeypatch, capsys=capsys) == both_ways(
+        "What do you hear? I hear no sound. Please play me one.",
+        "How many tones are there? Three.",
+        "Which sound has more tones? The first.",
+    )
+    lines = run(name, "--num-audios", "1", monkeypatch=monkeypatch, capsys=capsys)
+    assert lines == both_ways("How many tones are there? Three.")
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +206,7 @@ def test_lora_adapter() -> None:
 def test_vision() -> None:
     printed = printed_by("vision.ipynb")
     assert "What is in the two pictures? A red circle and a red triangle.\n" in printed
+    assert "What happens? A blue square moves up.\n" in printed
 
 
 def printed_by(name: str) -> str:

@@ -43,18 +43,19 @@ def drawn(shape: str, colour: str) -> Image.Image:
 
 
 def moving(shape: str, colour: str, way: tuple[int, int], frames: int = 4) -> np.ndarray:
-    """Frames of a shape that moves that many pixels from each to the next, past a small one."""
+    """Frames of a shape that moves that many pixels from each to the next, along one edge, past
+    a square in a corner."""
     pictures = []
     for i in range(frames):
-        picture = Image.new("RGB", (96, 96), "white")
+        picture = Image.new("RGB", (192, 192), "white")
         pen = ImageDraw.Draw(picture)
-        x, y = (34 + step * (i - (frames - 1) / 2) for step in way)
-        box = (x - 14, y - 14, x + 14, y + 14)
+        x, y = ((96 if step else 44) + step * (i - (frames - 1) / 2) for step in way)
+        box = (x - 32, y - 32, x + 32, y + 32)
         if shape == "circle":
             pen.ellipse(box, fill=colour)
         else:
             pen.rectangle(box, fill=colour)
-        pen.rectangle((66, 66, 90, 90), fill="black")
+        pen.rectangle((119, 119, 173, 173), fill="black")
         pictures.append(np.asarray(picture))
     return np.stack(pictures)
 
@@ -120,7 +121,7 @@ def test_it_knows_when_there_is_no_picture(engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     ("way", "name"),
-    [((12, 0), "right"), ((-12, 0), "left"), ((0, 12), "down"), ((0, -12), "up")],
+    [((24, 0), "right"), ((-24, 0), "left"), ((0, 24), "down"), ((0, -24), "up")],
 )
 def test_it_sees_where_a_shape_moves(engine: Engine, way: tuple[int, int], name: str) -> None:
     clip = moving("circle", "red", way)
@@ -134,5 +135,5 @@ def test_it_sees_where_a_shape_moves(engine: Engine, way: tuple[int, int], name:
 
 
 def test_a_clip_may_have_six_frames(engine: Engine) -> None:
-    clip = moving("square", "blue", (7, 0), frames=6)
+    clip = moving("square", "blue", (14, 0), frames=6)
     assert said(engine, "Does it move left or right?", clip) == "Right."

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from ..media_demo.words import pick
+from .drawings import MAX_ASPECT, SCALES, any_angle, mask
 from .shapes import SHAPES, Point, background, noisy, picture_size, shade
 from .wordings import Thing, any_thing
-from .drawings import MAX_ASPECT, SCALES, any_angle, mask
 
 DIRECTIONS = ("right", "down", "left", "up")
 FRAMES = (3, 6)

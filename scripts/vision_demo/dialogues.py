@@ -8,10 +8,10 @@ from typing import Any
 from ..media_demo.dialogue import Dialogue, Segment
 from ..media_demo.kinds import random_kind
 from ..media_demo.words import Turn, hurried, pick
-from .wordings import Thing, Things, any_thing
 from .clips import Clip, any_clip, film
 from .drawings import draw
 from .kinds import CLIP, KINDS, NOTHING, PICTURE, PICTURES
+from .wordings import Thing, Things, any_thing
 
 PAD, END, IMAGE, VIDEO = "<pad>", "</s>", "<image>", "<video>"
 SPECIAL = (PAD, END, IMAGE, VIDEO)

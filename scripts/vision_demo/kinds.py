@@ -4,6 +4,7 @@ from random import Random
 
 from ..media_demo.kinds import Kind
 from ..media_demo.words import Turn, pick
+from .clips import Clip
 from .comparisons import (
     describe_both,
     differ,
@@ -12,6 +13,18 @@ from .comparisons import (
     same_colour,
     same_shape,
     which,
+)
+from .movements import (
+    does_move,
+    does_move_so,
+    happens,
+    moves,
+    moving_colour,
+    moving_shape,
+    something_moves,
+    stands,
+    this_or_that,
+    way,
 )
 from .talk import count, small_talk, talk as any_talk
 from .wordings import (
@@ -24,19 +37,6 @@ from .wordings import (
     is_shape,
     is_thing,
     shape,
-)
-from .clips import Clip
-from .movements import (
-    does_move,
-    does_move_so,
-    happens,
-    moves,
-    moving_colour,
-    moving_shape,
-    something_moves,
-    stands,
-    this_or_that,
-    way,
 )
 
 TALK = small_talk(

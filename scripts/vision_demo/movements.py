@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from random import Random
 
 from ..media_demo.words import Turn, article, other, pick, sentence
-from .wordings import Thing, worded as any_worded
 from .clips import DIRECTIONS, Clip
+from .wordings import Thing, worded as any_worded
 
 Clips = Sequence[Clip]
 """One of them."""

@@ -15,13 +15,13 @@ from quire.multimodal.tiles import Size
 
 from ..media_demo.rows import Rows, encode, joined, padded
 from ..media_demo.workers import make_workers
-from .shapes import COLOURS, SHAPES
-from .wordings import Thing
 from .checkpoint import CLIPS, CONFIG, EDGE, PAD_ID, PICTURES
 from .clips import DIRECTIONS, FRAMES, Clip, any_clip, filmed_rightwards
 from .dialogues import Shown, any_shown, training_dialogue
 from .drawings import draw
 from .kinds import CLIP, KINDS
+from .shapes import COLOURS, SHAPES
+from .wordings import Thing
 
 KEPT: tuple[Size, ...] = ((6, 6), (4, 6), (6, 4))
 """What is kept of the tile of a drawing, in features: of a square one, a wide and a tall one."""

@@ -267,7 +267,7 @@ def test_usage_counts_what_stands_for_pictures(seeing: str) -> None:
     other = ask(seeing, [purple, ASK]).usage
     cached = [usage.prompt_tokens_details.cached_tokens for usage in (first, again, two, other)]
     assert cached[0] == cached[3] == 0  # pages are of their pictures
-    assert TOKENS > cached[1] == cached[2] > 0
+    assert first.prompt_tokens > cached[1] == cached[2] > 0
 
 
 def test_other_answers(seeing: str) -> None:
@@ -346,7 +346,7 @@ def test_a_part_without_a_url(seeing: str, part: Any) -> None:
     assert "must have a URL" in error["message"]
 
 
-@pytest.mark.parametrize("kind", ["image_pil", "image", "input_audio", "video_url", 3])
+@pytest.mark.parametrize("kind", ["image_pil", "image", "input_audio", 3])
 def test_other_parts(seeing: str, kind: object) -> None:
     error = error_of(seeing, [ASK, {"type": kind, "image_url": RED_URL}], 400)
     assert "takes text or image_url" in error["message"]
@@ -373,10 +373,10 @@ def test_settings_of_the_processor(seeing: str) -> None:
     error_of(seeing, content, 400, mm_processor_kwargs=7)
 
 
-@pytest.mark.parametrize("most", [10, 20, 47])
+@pytest.mark.parametrize("most", [10, 40, 89])
 def test_a_picture_is_not_cut(seeing: str, most: int) -> None:
     content = [image(RED_URL), ASK]
-    assert said(seeing, content, extra_body={"truncate_prompt_tokens": 48}) == RED_SEEN
+    assert said(seeing, content, extra_body={"truncate_prompt_tokens": 96}) == RED_SEEN
     error = error_of(seeing, content, 400, truncate_prompt_tokens=most)
     assert error["param"] == "truncate_prompt_tokens"
 

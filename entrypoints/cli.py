@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import QuireError, __version__
-from .commands import bench, chat, convert, generate, info, serve
+from .commands import batch, bench, chat, convert, generate, info, serve
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"quire {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (generate, chat, serve, info, convert, bench):
+    for command in (generate, batch, chat, serve, info, convert, bench):
         command.add_parser(commands)
     return parser
 

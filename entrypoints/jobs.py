@@ -83,11 +83,12 @@ def _parse(text: str) -> Job:
             )
     if sum(key in line for key in SOURCES) != 1:
         raise PromptError("it needs one of prompt and messages, and not both.")
-    _check_source(line)
+    check_source(line)
     return Job(line)
 
 
-def _check_source(line: Mapping[str, Any]) -> None:
+def check_source(line: Mapping[str, Any]) -> None:
+    """Raises PromptError for a prompt or messages of another type than they have."""
     prompt, messages = line.get("prompt"), line.get("messages")
     if "prompt" in line and not (isinstance(prompt, str) or _all_are(int, prompt)):
         raise PromptError(f"prompt={prompt!r} must be text or a list of token ids.")
@@ -100,7 +101,12 @@ def _all_are(kind: type, value: object) -> bool:
 
 
 def result(job: Job, output: "RequestOutput") -> dict[str, Any]:
-    """The job's line with its answer added; with n above 1 each addition is a list."""
+    """The job's line with its answer added."""
+    return {**job.line, **answer(output)}
+
+
+def answer(output: "RequestOutput") -> dict[str, Any]:
+    """What is told of an output; with n above 1 all but prompt_tokens are lists."""
     each = [
         {
             "text": one.text,
@@ -111,7 +117,6 @@ def result(job: Job, output: "RequestOutput") -> dict[str, Any]:
     ]
     merged = {key: [one[key] for one in each] for key in each[0]}
     return {
-        **job.line,
         **(each[0] if len(each) == 1 else merged),
         "prompt_tokens": len(output.prompt_token_ids),
     }

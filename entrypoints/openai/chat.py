@@ -1,11 +1,13 @@
 """`POST /v1/chat/completions`."""
 
+import dataclasses
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ... import RequestOutput
+from ... import RequestOutput, SamplingParams
 from .answers import answer_id, check_priority, engine_id, head, token_names
 from .chat_choices import ChatChunks, ChatForm, whole_answer
 from .conversation import template_options, text_of
@@ -25,6 +27,43 @@ async def create_chat_completion(
 
     Raises ApiError, ClientGoneError, or what the engine does.
     """
+    own_id = answer_id("chatcmpl", request, http_request)
+    if not request.stream or request.use_beam_search:  # which refuses to be streamed
+        whole = chat_completion(service, request, own_id)
+        return json_response(await unless_gone(http_request.receive, whole))
+    asked = await unless_gone(http_request.receive, _read(service, request))
+    chunks = ChatChunks(asked.form, head("chat.completion.chunk", own_id, asked.model.name))
+    return EventStream([_outputs(service, asked, own_id)], chunks)
+
+
+async def chat_completion(
+    service: Service, request: ChatCompletionRequest, own_id: str
+) -> dict[str, Any]:
+    """The whole answer to a request, which bears `own_id`.
+
+    Raises ApiError, or what the engine does.
+    """
+    asked = await _read(service, request)
+    if request.use_beam_search:
+        output = await _search(service, asked, own_id)
+    else:
+        [output] = await last_outputs([_outputs(service, asked, own_id)])
+    return whole_answer(asked.form, head("chat.completion", own_id, asked.model.name), output)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that has been read."""
+
+    request: ChatCompletionRequest
+    model: ServedModel
+    form: ChatForm
+    params: SamplingParams | None
+    """None for a beam search."""
+    prompt: EnginePrompt
+
+
+async def _read(service: Service, request: ChatCompletionRequest) -> _Asked:
     model = service.find_model(request.model)
     check_priority(service, request)
     toolbox = choose_tools(request, service.options)
@@ -38,28 +77,18 @@ async def create_chat_completion(
             toolbox.structure,
             special_tokens=form.parser().special_tokens,
         )
-    prompt = await unless_gone(http_request.receive, _prompt(service, request, options))
-    own_id = answer_id("chatcmpl", request, http_request)
-    if params is None:
-        search = _search(service, request, model, prompt, own_id)
-        output = await unless_gone(http_request.receive, search)
-        return json_response(
-            whole_answer(form, head("chat.completion", own_id, model.name), output)
-        )
-    outputs = [
-        service.generate(
-            prompt.as_dict(),
-            params,
-            engine_id(own_id, 0),
-            priority=request.priority,
-            lora_request=model.lora_request,
-        )
-    ]
-    if request.stream:
-        chunks = ChatChunks(form, head("chat.completion.chunk", own_id, model.name))
-        return EventStream(outputs, chunks)
-    [output] = await unless_gone(http_request.receive, last_outputs(outputs))
-    return json_response(whole_answer(form, head("chat.completion", own_id, model.name), output))
+    return _Asked(request, model, form, params, await _prompt(service, request, options))
+
+
+def _outputs(service: Service, asked: _Asked, own_id: str) -> AsyncGenerator[RequestOutput, None]:
+    assert asked.params is not None, "a beam search is no stream"
+    return service.generate(
+        asked.prompt.as_dict(),
+        asked.params,
+        engine_id(own_id, 0),
+        priority=asked.request.priority,
+        lora_request=asked.model.lora_request,
+    )
 
 
 async def _prompt(
@@ -78,17 +107,12 @@ async def _prompt(
     return EnginePrompt(text, kept, request.cache_salt, media)
 
 
-async def _search(
-    service: Service,
-    request: ChatCompletionRequest,
-    model: ServedModel,
-    prompt: EnginePrompt,
-    own_id: str,
-) -> RequestOutput:
+async def _search(service: Service, asked: _Asked, own_id: str) -> RequestOutput:
+    prompt, request = asked.prompt, asked.request
     room = max(service.engine.max_model_len - len(prompt.token_ids or ()), 1)
     params = beam_params(request, max_tokens(request) or room)
     return await service.beam_search(
-        prompt.as_dict(), params, engine_id(own_id, 0), lora_request=model.lora_request
+        prompt.as_dict(), params, engine_id(own_id, 0), lora_request=asked.model.lora_request
     )
 
 

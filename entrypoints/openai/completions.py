@@ -1,13 +1,14 @@
 """`POST /v1/completions`."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ... import CompletionOutput, RequestOutput
+from ... import CompletionOutput, RequestOutput, SamplingParams
 from .answers import UsageReport, answer_id, check_priority, engine_id, head, token_names
 from .encoding import EnginePrompt, completion_prompts, decode
 from .logprobs import Entry, completion_logprobs, prompt_logprobs
@@ -24,52 +25,79 @@ async def create_completion(
 
     Raises ApiError, ClientGoneError, or what the engine does.
     """
+    own_id = answer_id("cmpl", request, http_request)
+    if not request.stream or request.use_beam_search:  # which refuses to be streamed
+        whole = completion(service, request, own_id)
+        return json_response(await unless_gone(http_request.receive, whole))
+    asked = await _read(service, request)
+    return EventStream(_outputs(service, asked, own_id), asked.form(service, own_id))
+
+
+async def completion(service: Service, request: CompletionRequest, own_id: str) -> dict[str, Any]:
+    """The whole answer to a request, which bears `own_id`.
+
+    Raises ApiError, or what the engine does.
+    """
+    asked = await _read(service, request)
+    if request.use_beam_search:
+        outputs = await _search(service, asked, own_id)
+    else:
+        outputs = await last_outputs(_outputs(service, asked, own_id))
+    return asked.form(service, own_id).whole(outputs)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that has been read."""
+
+    request: CompletionRequest
+    model: ServedModel
+    params: SamplingParams | None
+    """None for a beam search."""
+    prompts: list[EnginePrompt]
+
+    def form(self, service: Service, own_id: str) -> "_Completion":
+        """What makes its answer."""
+        answer_head = head("text_completion", own_id, self.model.name)
+        return _Completion(service, self.request, self.prompts, answer_head)
+
+
+async def _read(service: Service, request: CompletionRequest) -> _Asked:
     model = service.find_model(request.model)
     check_priority(service, request)
     params = None
     if not request.use_beam_search:
         params = completion_params(request, service.default_params)
-    prompts = await completion_prompts(service, request)
-    own_id = answer_id("cmpl", request, http_request)
-    chunks = _Completion(service, request, prompts, head("text_completion", own_id, model.name))
-    if params is None:
-        outputs = await unless_gone(
-            http_request.receive, _search(service, request, model, prompts, own_id)
-        )
-        return json_response(chunks.whole(outputs))
-    generators = [
+    return _Asked(request, model, params, await completion_prompts(service, request))
+
+
+def _outputs(
+    service: Service, asked: _Asked, own_id: str
+) -> list[AsyncGenerator[RequestOutput, None]]:
+    assert asked.params is not None, "a beam search is no stream"
+    return [
         service.generate(
             prompt.as_dict(),
-            params,
+            asked.params,
             engine_id(own_id, index),
-            priority=request.priority,
-            lora_request=model.lora_request,
+            priority=asked.request.priority,
+            lora_request=asked.model.lora_request,
         )
-        for index, prompt in enumerate(prompts)
+        for index, prompt in enumerate(asked.prompts)
     ]
-    if request.stream:
-        return EventStream(generators, chunks)
-    outputs = await unless_gone(http_request.receive, last_outputs(generators))
-    return json_response(chunks.whole(outputs))
 
 
-async def _search(
-    service: Service,
-    request: CompletionRequest,
-    model: ServedModel,
-    prompts: Sequence[EnginePrompt],
-    own_id: str,
-) -> Sequence[RequestOutput]:
-    params = beam_params(request, max(request.max_tokens, 1))
+async def _search(service: Service, asked: _Asked, own_id: str) -> Sequence[RequestOutput]:
+    params = beam_params(asked.request, max(asked.request.max_tokens, 1))
     return await asyncio.gather(
         *(
             service.beam_search(
                 prompt.as_dict(),
                 params,
                 engine_id(own_id, index),
-                lora_request=model.lora_request,
+                lora_request=asked.model.lora_request,
             )
-            for index, prompt in enumerate(prompts)
+            for index, prompt in enumerate(asked.prompts)
         )
     )
 

@@ -20,6 +20,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from . import batch
     from .engine.async_engine import AsyncEngine
     from .engine.chat import load_chat_template
     from .engine.engine import Engine, Engine as LLM
@@ -90,12 +91,15 @@ __all__ = [
     "StructuredOutputsParams",
     "UnsafeCheckpointError",
     "UnsupportedModelError",
+    "batch",
     "load_chat_template",
     "model_info",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "batch":
+        return importlib.import_module(".batch", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'quire' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOMES[name]}", __name__)

@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ..lora.adapter import Adapter
 from ..lora.mapping import EMBED, HEAD, BaseModel, describe
 from ..lora.request import LoRARequest
-from ..models import functional, low_rank
+from ..models import functional, low_rank, shards
+from ..models.checkpoint_map import Piece
 from ..models.config import TextConfig
 from ..models.features import is_in_tower
 from ..models.layers import Axes
+from .mesh import Specs, device_bytes, specs_of
 
 Arrays = dict[str, Array]
 """By dotted path, as the parameters of a model that `low_rank.attach` was called with."""
@@ -49,6 +52,8 @@ class _Weight:
     """Of its `LowRank`."""
     shape: tuple[int, ...]
     axes: Axes
+    copies: int
+    """Of each KV head that it holds. Packed arrays have the first alone."""
 
     def sizes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of a and b in one slot, as `low_rank.written` takes them."""
@@ -61,6 +66,16 @@ class _Weight:
             return {0}
         numbers = self.parts.over(self.shape[:-1])[index]
         return set(numbers[tuple(slice(None) if step else 0 for step in numbers.strides)].flat)
+
+    def own(self, a: Array, b: Array, devices: int) -> tuple[Array, Array]:
+        """What lies on this device, of packed arrays."""
+        if self.copies > 1:
+            b = shards.with_copies(shards.without_copies(b, self.copies), self.copies)
+        a_axes, b_axes = ("parts", "rank", self.axes[-1]), (*self.axes[:-1], "rank")
+        return (
+            shards.own_part(a, shards.cut_axis(a_axes, a.shape, devices), devices),
+            shards.own_part(b, shards.cut_axis(b_axes, b.shape, devices), devices),
+        )
 
     @functools.cached_property
     def parts(self) -> low_rank.Parts:
@@ -115,6 +130,9 @@ class AdapterSpec:
     """The model's, with a `LowRank` beside each weight that can be adapted."""
     shapes: dict[str, jax.ShapeDtypeStruct]
     """Of the stacked arrays."""
+    mesh: Mesh | None
+    specs: Specs
+    """How the stacked arrays lie on it: cut as their weights are."""
     weights: dict[str, _Weight]
     """By the dotted name of the parameter."""
     base: BaseModel
@@ -122,14 +140,20 @@ class AdapterSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device."""
-        return sum(shape.size * shape.dtype.itemsize for shape in self.shapes.values())
+        """Bytes on one device."""
+        return device_bytes(self.shapes, self.specs, self.mesh)
+
+    @property
+    def devices(self) -> int:
+        """That share the weights."""
+        return 1 if self.mesh is None else self.mesh.size
 
     @property
     def packed(self) -> jax.ShapeDtypeStruct:
-        """What `pack` gives."""
-        sizes = [math.prod(s) for w in self.weights.values() for s in w.sizes(self.rank)]
-        return jax.ShapeDtypeStruct((sum(sizes),), next(iter(self.shapes.values())).dtype)
+        """What `pack` gives: as much for each device, padded for that."""
+        size = sum(math.prod(s) for w in self.weights.values() for s in w.sizes(self.rank))
+        size += -size % self.devices
+        return jax.ShapeDtypeStruct((size,), next(iter(self.shapes.values())).dtype)
 
     def pack(self, request: LoRARequest, adapter: Adapter) -> LoadedAdapter:
         """The adapter in the types and shapes of a slot. Each of its arrays is read once."""
@@ -144,9 +168,16 @@ class AdapterSpec:
         return {path: jnp.zeros(shape.shape, shape.dtype) for path, shape in self.shapes.items()}
 
     def write(self, arrays: Arrays, slot: Int[Array, ""], packed: Float[Array, " N"]) -> Arrays:
-        """The arrays with a packed adapter in `slot`."""
+        """The arrays with a packed adapter in `slot`.
+
+        Of several devices each is given some of it, so that it leaves the host once, and takes its
+        own parts of what all were given.
+        """
         written = dict(arrays)
+        if self.devices > 1:
+            packed = shards.gathered(packed)
         for _, weight, a, b in self._split(packed):
+            a, b = weight.own(a, b, self.devices)
             names = f"{weight.path}.a", f"{weight.path}.b"
             old = [arrays[name] for name in names]
             pair = low_rank.written(old[0], old[1], slot, a, b, weight.axes)
@@ -233,35 +264,50 @@ def adapter_spec(
     *,
     slots: int,
     rank: int,
+    mesh: Mesh | None = None,
 ) -> AdapterSpec:
     """The spec of a model with so many slots.
 
     Args:
         name: of the model, for warnings about adapters that were made for another.
         shapes, axes: of its parameters, as `functional.abstract` gives them.
+        mesh: the devices that share it.
     """
     dtype = shapes[EMBED].dtype
     checkpoint_map = architecture.checkpoint_map(config)
     pieces = [p for p in checkpoint_map.pieces if not is_in_tower(architecture, p.param)]
     base = describe(
         name,
-        pieces,
+        _first_copies(pieces),
         shapes,
         canonical=checkpoint_map.canonical,
         tied=HEAD not in shapes,
     )
     names = sorted({slot.param for module in base.modules.values() for slot in module.slots})
     attach = functools.partial(low_rank.attach, names=names, slots=slots, rank=rank, dtype=dtype)
-    graphdef, all_shapes, _ = functional.abstract(architecture, config, dtype, attach)
+    graphdef, all_shapes, all_axes = functional.abstract(architecture, config, dtype, attach)
+    added = {path: shape for path, shape in all_shapes.items() if path not in shapes}
     weights: dict[str, _Weight] = {}
     for param in names:
         stored = param if param in shapes else EMBED
-        weights[param] = _Weight(low_rank.path_of(param), shapes[stored].shape, axes[stored])
+        copies = config.kv_copies if shards.has_copies(axes[stored]) else 1
+        path, shape = low_rank.path_of(param), shapes[stored].shape
+        weights[param] = _Weight(path, shape, axes[stored], copies)
     return AdapterSpec(
         slots=slots,
         rank=rank,
         graphdef=graphdef,
-        shapes={path: shape for path, shape in all_shapes.items() if path not in shapes},
+        shapes=added,
+        mesh=mesh,
+        specs=specs_of(all_axes, added, mesh),
         weights=weights,
         base=base,
     )
+
+
+def _first_copies(pieces: Iterable[Piece]) -> list[Piece]:
+    """The pieces but those that fill further copies of KV heads from the same rows."""
+    found: dict[object, Piece] = {}
+    for piece in pieces:
+        found.setdefault((piece.tensor, piece.param, str(piece.rows)), piece)
+    return list(found.values())

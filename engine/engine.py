@@ -178,14 +178,19 @@ class Engine:
 
     @property
     def params(self) -> dict[str, jax.Array]:
-        """The weights, a JAX pytree: dotted name to array on the device."""
+        """The weights, a JAX pytree: dotted name to array on the device, or on all of the mesh.
+
+        Where there are fewer KV heads than devices, `qkv` holds a copy of each for every device.
+        """
         return self._running.runner.params
 
     def update_params(self, params: Mapping[str, Any]) -> None:
         """Takes new weights, of the names, shapes and types of `params`, in place of the old ones.
 
-        Running requests go on with the new weights from their tokens so far; the prefix cache is
-        dropped. Raises CheckpointError, before anything changes, where the tree does not match.
+        Arrays that lie on the devices as those of `params` do are taken without a copy, and others
+        on the same devices go between these. Running requests go on with the new weights from their
+        tokens so far; the prefix cache is dropped. Raises CheckpointError, before anything changes,
+        where the tree does not match.
         """
         with self._lock:
             update_params(self._running, params)
@@ -194,8 +199,8 @@ class Engine:
         """Writes weights (Orbax), config and tokenizer to a folder that `Engine(path)` loads."""
         from .checkpoint import save_params
 
-        source = self._running.spec.source
-        save_params(path, self.params, source.folder, source.parts)
+        spec = self._running.spec
+        save_params(path, self.params, spec.source.folder, spec.source.parts, spec.copies)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; requests that run are not disturbed.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ..models import functional
+from ..models.shards import TENSOR
 from . import sampler
 from .buckets import (
     AUXILIARY_MASKS,
@@ -113,7 +114,7 @@ class Lowering:
         features = None if program.decode else self._features
         args = self._params, adapters, features, self._state, tables, packed
         every, state = _EVERYWHERE, self._state_specs
-        specs = self._spec.specs, every, every, state, every, every
+        specs = self._spec.specs, self._adapter_specs(adapters), every, state, every, every
         return _Part(step, args, specs, (state, every, every), donated=(3, 4))
 
     def _encoding(self, key: Encoding) -> _Part:
@@ -154,7 +155,10 @@ class Lowering:
             case Auxiliary.WRITE_ADAPTER:
                 assert self._spec.adapters is not None, "only planned with adapters"
                 write, packed = self._spec.adapters.write, self._spec.adapters.packed
-                return self._writing(write, self._adapters, slot, packed)
+                lie = self._adapter_specs(self._adapters)
+                specs = lie, _EVERYWHERE, PartitionSpec(TENSOR)
+                args = self._adapters, slot, packed
+                return _Part(write, args, specs, lie, donated=(0,))
             case Auxiliary.TOP_LOGPROBS:
                 return self._reading(self._top_logprobs, hidden, targets, targets)
             case Auxiliary.ALL_LOGPROBS:
@@ -167,12 +171,18 @@ class Lowering:
 
     def _reading(self, read: Callable[..., Any], *args: Any) -> _Part:
         """What reads the weights."""
-        specs = self._spec.specs, *(_EVERYWHERE,) * (len(args) + 1)
+        lie = self._spec.specs, self._adapter_specs(self._adapters)
+        specs = *lie, *(_EVERYWHERE,) * len(args)
         return _Part(read, (self._params, self._adapters, *args), specs, _EVERYWHERE)
 
     @property
     def _adapters(self) -> dict[str, jax.ShapeDtypeStruct] | None:
-        return None if self._spec.adapters is None else self._spec.adapters.shapes
+        adapters = self._spec.adapters
+        return None if adapters is None else placed(adapters.shapes, adapters.specs, adapters.mesh)
+
+    def _adapter_specs(self, given: object) -> Any:
+        """How adapters lie, if any are given."""
+        return _EVERYWHERE if given is None else self._spec.adapters.specs
 
     def _graphdef(self, *, adapted: bool) -> Any:
         if adapted and self._spec.adapters is not None:

@@ -1,15 +1,15 @@
 """The devices that share a model, and what lies where on them."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ..errors import OptionError
 from ..models.config import TextConfig
-from ..models.features import is_in_tower
 from ..models.shards import TENSOR, spec_of
 
 T = TypeVar("T")
@@ -18,20 +18,19 @@ Specs = dict[str, PartitionSpec]
 """How weights lie on a mesh, by dotted path."""
 
 
-def make_mesh(tensor: int, config: TextConfig) -> Mesh | None:
-    """The first `tensor` devices, for a model to be shared out among them; None for one.
+def make_mesh(tensor: int, given: Any, config: TextConfig) -> Mesh | None:
+    """The devices for a model to be shared out among: the first `tensor`, or those of a mesh that
+    is `given`. None for one, unless it is given.
 
-    Raises OptionError where there are not so many, or the model cannot be cut so.
+    Raises OptionError where there are not so many, the mesh is not fit, or the model cannot be cut.
     """
+    if given is not None:
+        mesh = _checked(given, tensor)
+        _check_sizes(f"a mesh of {mesh.size} devices", mesh.size, config)
+        return mesh
     if tensor == 1:
         return None
-    sizes = config.num_kv_heads, config.intermediate_size
-    if any(size % tensor for size in sizes):
-        allowed = [n for n in range(1, sizes[0] + 1) if not any(size % n for size in sizes)]
-        raise OptionError(
-            f"tensor_parallel_size={tensor} does not divide the model's {sizes[0]} KV heads and "
-            f"the {sizes[1]} columns of its MLP; it may be {', '.join(map(str, allowed))}."
-        )
+    _check_sizes(f"tensor_parallel_size={tensor}", tensor, config)
     devices = jax.devices()
     if tensor > len(devices):
         raise OptionError(
@@ -41,20 +40,81 @@ def make_mesh(tensor: int, config: TextConfig) -> Mesh | None:
     return Mesh(np.array(devices[:tensor]), (TENSOR,))
 
 
+def _checked(given: Any, tensor: int) -> Mesh:
+    """A mesh of a user's, whose axes may be of any type."""
+    if not isinstance(given, Mesh):
+        raise OptionError(
+            f"mesh={given!r} is a {type(given).__name__}; it must be a jax.sharding.Mesh."
+        )
+    sizes = dict(given.shape)
+    if sizes.get(TENSOR) != given.size:
+        raise OptionError(
+            f"mesh has the axes {sizes}; it must have one named {TENSOR!r}, and others of size 1 "
+            f"alone. Give Mesh(devices, ({TENSOR!r},))."
+        )
+    if tensor not in (1, given.size):
+        raise OptionError(
+            f"tensor_parallel_size={tensor}, but the mesh has {given.size} devices. Leave it out."
+        )
+    return Mesh(given.devices, given.axis_names)
+
+
+def _check_sizes(asked: str, devices: int, config: TextConfig) -> None:
+    if _shares_out(config, devices):
+        return
+    allowed = [n for n in range(1, config.num_heads + 1) if _shares_out(config, n)]
+    raise OptionError(
+        f"{asked} cannot share out the model's {config.num_heads} query heads, "
+        f"{config.num_kv_heads} KV heads and {config.intermediate_size} columns of its MLP: "
+        f"query heads and columns are divided, KV heads divided or copied. "
+        f"It may be {', '.join(map(str, allowed))}."
+    )
+
+
+def _shares_out(config: TextConfig, devices: int) -> bool:
+    fewer, more = sorted((config.num_kv_heads, devices))
+    return not (config.num_heads % devices or config.intermediate_size % devices or more % fewer)
+
+
+def shared_out(config: Any, mesh: Mesh | None) -> Any:
+    """The config of the model on a mesh, with copies of KV heads where those are fewer."""
+    copies = 1 if mesh is None else mesh.size // config.num_kv_heads
+    if copies <= 1:
+        return config
+    return dataclasses.replace(config, num_kv_heads=mesh.size, kv_copies=copies)
+
+
 def specs_of(
-    architecture: type[Any],
     axes: Mapping[str, tuple[str, ...]],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     mesh: Mesh | None,
 ) -> Specs:
-    """How each weight is cut; those of towers, and all without a mesh, are whole."""
-    devices = 1 if mesh is None else mesh.shape[TENSOR]
+    """How each weight is cut. All are whole without a mesh, and those of a tower where the devices
+    do not divide its heads."""
+    devices = 1 if mesh is None else mesh.size
+    uneven = {
+        name.partition(".")[0]
+        for name, shape in shapes.items()
+        for axis, size in zip(axes[name], shape.shape, strict=True)
+        if axis == "vision_heads" and size % devices
+    }
     return {
         name: PartitionSpec()
-        if devices == 1 or is_in_tower(architecture, name)
+        if name.partition(".")[0] in uneven
         else spec_of(axes[name], shape.shape, devices)
         for name, shape in shapes.items()
     }
+
+
+def device_bytes(
+    shapes: Mapping[str, jax.ShapeDtypeStruct], specs: Specs, mesh: Mesh | None
+) -> int:
+    """Of arrays on one device."""
+    devices = 1 if mesh is None else mesh.size
+    return sum(
+        shape.size * shape.dtype.itemsize // (devices if TENSOR in specs[name] else 1)
+        for name, shape in shapes.items()
+    )
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
@@ -71,6 +131,23 @@ def placed(shapes: T, specs: Any, mesh: Mesh | None) -> T:
         shapes,
         shardings(specs, mesh),
     )
+
+
+def put(array: Any, place: Sharding) -> jax.Array:
+    """An array in its place: as it is where it lies there, else on its way between the devices,
+    past the host."""
+    if not isinstance(array, jax.Array):
+        return jax.device_put(array, place)
+    if array.sharding.is_equivalent_to(place, array.ndim):
+        return array
+    devices, wanted = (list(s.devices_indices_map(array.shape)) for s in (array.sharding, place))
+    if devices == wanted:  # here `device_put` would go through the host
+        return jax.jit(_same, out_shardings=place)(array)
+    return jax.device_put(array, place)
+
+
+def _same(array: jax.Array) -> jax.Array:
+    return array
 
 
 def over(mesh: Mesh | None, function: F, specs: tuple[Any, ...], out: Any) -> F:

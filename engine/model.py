@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from ..models import attention, functional, registry
 from ..models.config import TextConfig
 from ..models.features import is_in_tower
-from ..models.shards import TENSOR
+from ..models.shards import has_copies
 from .adapter_arrays import AdapterSpec, adapter_spec
 from .checkpoint import (
     Source,
@@ -23,7 +23,7 @@ from .checkpoint import (
     resolve_dtype,
 )
 from .media_spec import MediaSpec, media_spec
-from .mesh import Specs, make_mesh, shardings, specs_of
+from .mesh import Specs, device_bytes, make_mesh, shardings, shared_out, specs_of
 from .options import EngineOptions
 
 _MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -61,6 +61,8 @@ class ModelSpec:
     """The devices that share it; None for one."""
     specs: Specs
     """How the parameters lie on them."""
+    copied: frozenset[str]
+    """Those that hold KV heads, of which devices may have copies."""
     adapters: AdapterSpec | None
     """Room for adapters; None without `enable_lora`."""
     media: MediaSpec | None
@@ -77,6 +79,12 @@ class ModelSpec:
         return None if self.mesh is None else shardings(self.specs, self.mesh)
 
     @property
+    def copies(self) -> dict[str, int]:
+        """Of KV heads, by the parameters that hold any."""
+        copies = self.config.kv_copies
+        return dict.fromkeys(self.copied, copies) if copies > 1 else {}
+
+    @property
     def text_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Those of what a step runs: without the towers, which see and hear."""
         shapes, architecture = self.shapes, self.architecture
@@ -90,10 +98,7 @@ class ModelSpec:
     @property
     def device_bytes(self) -> int:
         """Of the weights on one device."""
-        return sum(
-            shape.size * shape.dtype.itemsize // (self.devices if TENSOR in self.specs[name] else 1)
-            for name, shape in self.shapes.items()
-        )
+        return device_bytes(self.shapes, self.specs, self.mesh)
 
 
 def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
@@ -117,6 +122,8 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
     parts = find_parts(getattr(architecture, "parts", {}), hf_config, options.download_dir)
     source, hf_config = Source(folder, parts), joined(hf_config, parts.values())
     config = architecture.config_class.from_hf(hf_config, max_model_len=options.max_model_len)
+    mesh = make_mesh(options.tensor_parallel_size, options.mesh, config)
+    config = shared_out(config, mesh)
     backend = jax.default_backend()
     dtype = resolve_dtype(options.dtype, hf_config, backend)
     cache_dtype = jnp.dtype(jnp.float32) if backend == "cpu" else dtype
@@ -124,7 +131,6 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         backend, str(cache_dtype), config.head_dim, config.num_heads // config.num_kv_heads
     )
     graphdef, shapes, axes = functional.abstract(architecture, config, dtype)
-    mesh = make_mesh(options.tensor_parallel_size, config)
     return ModelSpec(
         source=source,
         hf_config=hf_config,
@@ -137,7 +143,8 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         graphdef=graphdef,
         shapes=shapes,
         mesh=mesh,
-        specs=specs_of(architecture, axes, shapes, mesh),
+        specs=specs_of(axes, shapes, mesh),
+        copied=frozenset(name for name in shapes if has_copies(axes[name])),
         adapters=adapter_spec(
             name,
             architecture,
@@ -146,6 +153,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
             axes,
             slots=options.max_loras,
             rank=options.max_lora_rank,
+            mesh=mesh,
         )
         if options.enable_lora
         else None,
@@ -170,5 +178,6 @@ def load_weights(spec: ModelSpec, options: EngineOptions) -> dict[str, jax.Array
         checkpoint_map,
         parts=spec.source.parts.values(),
         sharding=spec.shardings,
+        copies=spec.copies,
         progress=options.use_tqdm_on_load,
     )

@@ -92,6 +92,8 @@ class EngineOptions:
     """JAX's persistent compilation cache: `auto` is ~/.cache/quire/xla, None is off."""
     tensor_parallel_size: int = 1
     """Devices that share the weights and the KV pool, each with some of the heads."""
+    mesh: object | None = None
+    """Those devices as a `jax.sharding.Mesh` with the axis `tensor`; None: the first of all."""
     deterministic: bool = False
     """The bits of a result depend on its request alone: one program serves every step."""
     enforce_eager: bool = False
@@ -178,6 +180,7 @@ def _check_harmless(name: str, value: Any) -> None:
 
 
 _TYPES = {
+    "object | None": object,
     "str": str,
     "str | None": (str, type(None)),
     "int": int,
@@ -194,11 +197,6 @@ _TYPES = {
 def _check_adapters(options: EngineOptions) -> None:
     if not 1 <= options.max_loras <= MOST_ADAPTERS:
         raise OptionError(f"max_loras={options.max_loras} must be from 1 to {MOST_ADAPTERS}.")
-    if options.enable_lora and options.tensor_parallel_size > 1:
-        raise OptionError(
-            f"enable_lora=True with tensor_parallel_size={options.tensor_parallel_size} is not "
-            "supported yet. Leave one of them out."
-        )
     if options.max_lora_rank not in RANKS:
         allowed = ", ".join(map(str, RANKS))
         raise OptionError(

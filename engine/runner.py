@@ -75,7 +75,8 @@ class ModelRunner:
         self._state = made(lambda: new_state(spec, config), state_specs(spec), spec.mesh)
         self._tables = made(lambda: new_tables(spec, config), every, spec.mesh)
         if self._spec.adapters is not None:
-            self._adapters = made(self._spec.adapters.new_arrays, every, spec.mesh)
+            adapters = self._spec.adapters
+            self._adapters = made(adapters.new_arrays, adapters.specs, spec.mesh)
         self._features = made(lambda: new_features(spec, config), every, spec.mesh)
         self.programs.go_on()
 

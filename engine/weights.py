@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from ..errors import CheckpointError
+from .mesh import put
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -14,8 +16,9 @@ if TYPE_CHECKING:
 def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
     """Replaces the weights by `params`, after checking every name, shape and type.
 
-    Arrays already on the engine's device are taken as they are, without a copy. Raises
-    CheckpointError that lists every mismatch, before anything changes.
+    Arrays that lie on the engine's devices as its own do are taken as they are, without a copy;
+    those that lie otherwise on the same devices go between them. Raises CheckpointError that lists
+    every mismatch, before anything changes.
     """
     shapes = assembly.spec.shapes
     problems = [f"{name}: missing" for name in shapes.keys() - params.keys()]
@@ -32,8 +35,10 @@ def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
             f"the new weights do not match the model in {len(problems)} places; start from a copy "
             f"of engine.params.\n  {shown}"
         )
-    places = assembly.spec.shardings or dict.fromkeys(shapes, jax.devices()[0])
-    placed = {name: jax.device_put(params[name], places[name]) for name in shapes}
+    places = assembly.spec.shardings or dict.fromkeys(
+        shapes, SingleDeviceSharding(jax.devices()[0])
+    )
+    placed = {name: put(params[name], places[name]) for name in shapes}
     assembly.core.recompute_all()
     assembly.pool.reset_prefix_cache()
     assembly.features.clear()

@@ -71,11 +71,21 @@ def linear(
     defer: bool = False,
 ) -> Sum:
     """layer(x), that of its adapters included; arguments as for `project`."""
+    # what adapters add on each device is added up with its products, which takes no sum of its own
+    defer = defer and not layer.has_some_inputs
     y, update = project(x, layer.weight[...], layer.lora, adapters, defer=defer)
     y = layer.whole(y)
-    if update is not None:
-        update = update._replace(h=layer.whole(update.h))
     return Sum(y if layer.bias is None else y + layer.bias[...][None], update)
+
+
+def embedded(
+    table: Embedding,
+    lora: LowRank | None,
+    index: Int[Array, " T"],
+    adapters: Int[Array, " T"] | None,
+) -> Float[Array, "T E"]:
+    """Vectors of the table at `index`, as it gives them, `lora` added."""
+    return table(index, None if lora is None else lora.lookup(index, adapters))
 
 
 def vocabulary(
@@ -85,8 +95,7 @@ def vocabulary(
     adapters: Int[Array, "*N"] | None,
 ) -> Float[Array, "*N V"]:
     """float32 products of hidden states with every vector of the table, `lora` added."""
-    scores = table.logits(hidden)
-    return scores if lora is None else scores + lora(hidden, adapters, jnp.float32)
+    return table.logits(hidden, None if lora is None else lora(hidden, adapters, jnp.float32))
 
 
 def add_norm(

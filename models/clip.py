@@ -153,7 +153,7 @@ class ClipAttention(nnx.Module):
         q, k, v = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
         whole = jnp.full(x.shape[:1], x.shape[1], jnp.int32)
         y = attend_batch(q, k, v, whole, scale=self.scale)
-        return self.out(y.reshape(x.shape))
+        return self.out(y.reshape(*x.shape[:-1], -1))
 
 
 class ClipLayer(nnx.Module):
@@ -228,7 +228,7 @@ def pieces(config: ClipConfig, source: str, target: str) -> Iterator[Piece]:
     for i in range(config.num_layers):
         layer, place = f"{source}.encoder.layers.{i}", f"{target}.layers.{i}"
         modules |= {f"{layer}.{name}": f"{place}.{path}" for name, path in _LAYER.items()}
-        for name, index in qkv_indices(1).items():
+        for name, index in qkv_indices(1):
             tensor, param = f"{layer}.self_attn.{name}_proj", f"{place}.attention.qkv"
             yield Piece(f"{tensor}.weight", param, index)
             yield Piece(f"{tensor}.bias", f"{param}_bias", index)

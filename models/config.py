@@ -13,7 +13,15 @@ class TextConfig(Protocol):
     @property
     def num_heads(self) -> int: ...
     @property
-    def num_kv_heads(self) -> int: ...
+    def num_kv_heads(self) -> int:
+        """Copies included."""
+        ...
+
+    @property
+    def kv_copies(self) -> int:
+        """Of each KV head of the checkpoint: several where devices are more than those."""
+        ...
+
     @property
     def head_dim(self) -> int: ...
     @property

@@ -15,6 +15,7 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from . import shards
 from .layers import INITIALIZERS, Axes
 
 Params = dict[str, Array]
@@ -113,7 +114,7 @@ def init_random(
     """Random weights, made on the device one parameter at a time.
 
     Matrices are normal with standard deviation 0.02, norms 1 and biases 0. A weight depends on
-    `key` and its name only, whatever the sharding.
+    `key` and its name only, whatever the sharding and the copies of KV heads.
 
     Args:
         sharding: one for all parameters or one for each by name; None is the default device.
@@ -121,9 +122,10 @@ def init_random(
     _, state = _abstract_state(model_cls, config, dtype)
     recipes = {}
     for name, leaf in _named_variables(state):
-        shape = leaf.get_value()
+        shape, metadata = leaf.get_value(), leaf.get_metadata()
         where = sharding[name] if isinstance(sharding, Mapping) else sharding
-        recipes[name] = leaf.get_metadata()["init"], shape.shape, shape.dtype, where
+        copies = config.kv_copies if shards.has_copies(metadata["axes"]) else 1
+        recipes[name] = metadata["init"], shape.shape, shape.dtype, where, copies
     with ThreadPoolExecutor() as threads:  # compiling them one by one takes seconds on a GPU
         list(threads.map(lambda recipe: _initializer(*recipe), dict.fromkeys(recipes.values())))
     return {
@@ -134,8 +136,12 @@ def init_random(
 
 @functools.lru_cache(maxsize=128)
 def _initializer(
-    init: str, shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding | None
+    init: str, shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding | None, copies: int
 ) -> Callable[[Array], Array]:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    make = jax.jit(lambda key: INITIALIZERS[init](key, shape, dtype), out_shardings=sharding)
-    return make.lower(key).compile()
+    shape = shards.shape_without_copies(shape, copies)
+
+    def make(key: Array) -> Array:
+        return shards.with_copies(INITIALIZERS[init](key, shape, dtype), copies)
+
+    return jax.jit(make, out_shardings=sharding).lower(key).compile()

@@ -124,9 +124,14 @@ class Linear(nnx.Module):
         y = self.whole(matmul(x, self.weight[...]))
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
+    @property
+    def has_some_inputs(self) -> bool:
+        """Whether other devices have the others, so that products are to be added up."""
+        return self.weight.shape[-1] < self.in_size
+
     def whole(self, products: Float[Array, "..."]) -> Float[Array, "..."]:
         """Products with the weight, added up among devices each of which has some of its inputs."""
-        return shards.summed(products) if self.weight.shape[-1] < self.in_size else products
+        return shards.summed(products) if self.has_some_inputs else products
 
 
 class Embedding(nnx.Module):
@@ -149,30 +154,52 @@ class Embedding(nnx.Module):
         """Whether the table is shared out among devices."""
         return self.weight.shape[0] < self.count
 
-    def __call__(self, index: Int[Array, "*N"]) -> Float[Array, "*N E"]:
-        """Vectors at `index`; an index out of range takes the nearest that exists."""
-        if self._is_part:
-            return shards.looked_up(self.weight[...], jnp.clip(index, 0, self.count - 1))
-        return self.weight[...].at[index].get(mode="clip")
+    def __call__(
+        self, index: Int[Array, "*N"], added: Float[Array, "*N E"] | None = None
+    ) -> Float[Array, "*N E"]:
+        """Vectors at `index`; an index out of range takes the nearest that exists.
 
-    def logits(self, x: Float[Array, "*N E"]) -> Float[Array, "*N V"]:
-        """float32 products of x with every vector."""
+        Args:
+            added: to them, for those that this device has.
+        """
+        rows = shards.own_rows(self.weight[...], index, self.count)
+        if added is not None:
+            rows = rows + added
+        return shards.summed(rows) if self._is_part else rows
+
+    def logits(
+        self, x: Float[Array, "*N E"], added: Float[Array, "*N part"] | None = None
+    ) -> Float[Array, "*N V"]:
+        """float32 products of x with every vector.
+
+        Args:
+            added: to those with vectors that this device has.
+        """
         y = matmul(x, self.weight[...], jnp.float32)
+        if added is not None:
+            y = y + added
         return shards.gathered(y) if self._is_part else y
 
 
 class RMSNorm(nnx.Module):
-    """Root mean square norm of the last dimension, computed in float32 (arXiv:1910.07467)."""
+    """Root mean square norm of the last dimension, computed in float32 (arXiv:1910.07467).
+
+    Over all devices, where each has a part of it.
+    """
 
     def __init__(
         self, size: int, eps: float, axes: Axes = ("embed",), *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
+        self.size = size
         self.weight = weight((size,), axes, dtype=dtype, rngs=rngs, init="ones")
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*N E"]) -> Float[Array, "*N E"]:
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+        mean = jnp.mean(jnp.square(y), -1, keepdims=True)
+        if x.shape[-1] < self.size:
+            mean = shards.summed(mean) * (x.shape[-1] / self.size)
+        y = y * jax.lax.rsqrt(mean + self.eps)
         return y.astype(x.dtype) * jnp.broadcast_to(self.weight[...], x.shape)
 
 

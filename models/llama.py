@@ -15,7 +15,7 @@ from ..pallas_kernels.block_reference import rotate
 from . import hf_config, rope
 from .attention import LayerCache, Rotary, attend, attend_rotary, split_heads
 from .batch import TokenBatch, adapters_of
-from .block import Sum, add_norm, gated_matmul, linear, project, vocabulary
+from .block import Sum, add_norm, embedded, gated_matmul, linear, project, vocabulary
 from .checkpoint_map import CheckpointMap, Piece
 from .features import Features
 from .functional import run_layers
@@ -51,6 +51,8 @@ class LlamaConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    kv_copies: int = 1
+    """Of each KV head of the checkpoint, one a device; `num_kv_heads` counts them all."""
 
     @classmethod
     def from_hf(cls, hf: hf_config.HfConfig, max_model_len: int | None = None) -> Self:
@@ -243,9 +245,7 @@ class Llama(nnx.Module):
         `features` take the place of some tokens' embeddings.
         """
         rotary = self._rotary(tokens, batch)
-        x = self.embed(tokens)
-        if self.embed_lora is not None:
-            x = x + self.embed_lora.lookup(tokens, adapters_of(batch))
+        x = embedded(self.embed, self.embed_lora, tokens, adapters_of(batch))
         if features is not None:
             x = features.over(x)
         stream = x, Sum(jnp.zeros_like(x))
@@ -300,8 +300,8 @@ class Llama(nnx.Module):
     @classmethod
     def _fused_pieces(cls, config: LlamaConfig, source: str, target: str) -> Iterator[Piece]:
         """The tensors that fill the fused weights and biases."""
-        qkv = qkv_indices(config.num_heads // config.num_kv_heads)
-        for tensor, index in qkv.items():
+        groups = config.num_heads // config.num_kv_heads
+        for tensor, index in qkv_indices(groups, config.kv_copies):
             name = f"{source}.self_attn.{tensor}_proj"
             yield Piece(f"{name}.weight", f"{target}.attention.qkv", index)
             if config.qkv_bias:
@@ -313,10 +313,12 @@ class Llama(nnx.Module):
                 yield Piece(f"{name}.bias", f"{target}.mlp.gate_up_bias", index)
 
 
-def qkv_indices(groups: int) -> dict[str, tuple[slice, slice | int]]:
-    """Where q, k and v stand in a fused weight [Hkv, groups + 2, ...]."""
-    every = slice(None)
-    return {"q": (every, slice(groups)), "k": (every, groups), "v": (every, groups + 1)}
+def qkv_indices(groups: int, copies: int = 1) -> Iterator[tuple[str, tuple[slice, slice | int]]]:
+    """Where q, k and v stand in a fused weight [Hkv, groups + 2, ...]; k and v once a copy."""
+    yield "q", (slice(None), slice(groups))
+    for place, name in enumerate("kv", start=groups):
+        for copy in range(copies):
+            yield name, (slice(copy, None, copies), place)
 
 
 def canonical_name(name: str) -> str:

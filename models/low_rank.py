@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ..lora.mapping import EMBED, HEAD
 from ..pallas_kernels.block_reference import own
+from . import shards
 from .layers import Axes, matmul, weight
 
 _HALVES = "gate_up"
@@ -38,7 +39,12 @@ class Parts(NamedTuple):
         return max(self.numbers) + 1
 
     def over(self, out: Sequence[int]) -> np.ndarray:
-        """The number for each element of a result of shape `out`, as a read-only view."""
+        """The number for each element of a result of shape `out`, as a read-only view.
+
+        Where there is but one, `out` may be a part of the result.
+        """
+        if self.number == 1:
+            return np.broadcast_to(0, out)
         shape = [-1 if axis == self.axis else 1 for axis in range(len(out))]
         return np.broadcast_to(np.reshape(self.numbers, shape), out)
 
@@ -68,6 +74,7 @@ class LowRank(nnx.Module):
         self, shape: Sequence[int], axes: Axes, slots: int, rank: int, *, dtype: DTypeLike
     ) -> None:
         """`shape` and logical `axes` are those of the weight."""
+        self.count = shape[0]
         self.parts = parts_of(shape, axes)
         self.out_first = out_first(axes)
         make: dict[str, Any] = {"init": "zeros", "dtype": dtype, "rngs": nnx.Rngs(0)}
@@ -117,8 +124,9 @@ class LowRank(nnx.Module):
     def lookup(
         self, index: Int[Array, " T"], slots: Int[Array, " T"] | None
     ) -> Float[Array, "T I"]:
-        """What to add to the rows at `index` of a table [out, in], as `Embedding` takes them."""
-        h = own(self.b[...].at[index].get(mode="clip"), _one_each(slots, len(index)))
+        """What to add to rows of a table [out, in], as `shards.own_rows` gives them."""
+        h = shards.own_rows(self.b[...], index, self.count)
+        h = own(h, _one_each(slots, len(index)))
         a = self.a[...].reshape(-1, self.a.shape[-1])
         return matmul(h.reshape(h.shape[0], -1), a.T)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from . import hf_config
 from .attention import LayerCache, attend
 from .batch import TokenBatch, adapters_of
-from .block import linear, project, vocabulary
+from .block import embedded, linear, project, vocabulary
 from .checkpoint_map import CheckpointMap, Piece, with_bias
 from .functional import run_layers
 from .layers import (
@@ -56,6 +56,11 @@ class OPTConfig:
     @property
     def num_kv_heads(self) -> int:
         return self.num_heads
+
+    @property
+    def kv_copies(self) -> int:
+        """No query head shares its KV head, and devices are no more than those."""
+        return 1
 
     @property
     def head_dim(self) -> int:
@@ -174,9 +179,7 @@ class OPT(nnx.Module):
     ) -> tuple[Float[Array, "T E"], tuple[LayerCache, ...] | None]:
         """As `Llama.__call__`."""
         positions = jnp.arange(tokens.shape[0]) if batch is None else batch.positions
-        x = self.embed(tokens)
-        if self.embed_lora is not None:
-            x = x + self.embed_lora.lookup(tokens, adapters_of(batch))
+        x = embedded(self.embed, self.embed_lora, tokens, adapters_of(batch))
         if self.project_in is not None:
             x = linear(self.project_in, x, adapters_of(batch)).y
         x = x + self.embed_positions(positions + _POSITION_OFFSET)
@@ -220,7 +223,7 @@ def _layer_pieces(config: OPTConfig, source: str, target: str) -> Iterator[Piece
     for kind in ("weight", "bias") if config.bias else ("weight",):
         for tensor, param in modules.items():
             yield Piece(f"{source}.{tensor}.{kind}", f"{target}.{param}.{kind}")
-        for name, index in qkv_indices(1).items():
+        for name, index in qkv_indices(1):
             yield Piece(f"{source}.self_attn.{name}_proj.{kind}", f"{target}.{fused[kind]}", index)
     if config.norm_affine:
         yield from with_bias(f"{source}.self_attn_layer_norm", f"{target}.attention_norm")

@@ -39,15 +39,11 @@ class Phi3(Llama):
 
     @classmethod
     def _fused_pieces(cls, config: LlamaConfig, source: str, target: str) -> Iterator[Piece]:
-        start = 0
-        counts = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
-        for name, index in qkv_indices(config.num_heads // config.num_kv_heads).items():
-            end = start + counts[name] * config.head_dim
-            yield Piece(
-                f"{source}.self_attn.qkv_proj.weight",
-                f"{target}.attention.qkv",
-                index,
-                slice(start, end),
-            )
-            start = end
+        size, kv = config.head_dim, config.num_kv_heads // config.kv_copies * config.head_dim
+        k, v = config.num_heads * size, config.num_heads * size + kv
+        rows = {"q": slice(0, k), "k": slice(k, v), "v": slice(v, v + kv)}
+        tensor, param = f"{source}.self_attn.qkv_proj.weight", f"{target}.attention.qkv"
+        groups = config.num_heads // config.num_kv_heads
+        for name, index in qkv_indices(groups, config.kv_copies):
+            yield Piece(tensor, param, index, rows[name])
         yield Piece(f"{source}.mlp.gate_up_proj.weight", f"{target}.mlp.gate_up")

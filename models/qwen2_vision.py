@@ -153,7 +153,7 @@ class Qwen2VisionAttention(nnx.Module):
         qkv = qkv + self.qkv_bias[...][None]
         q, k = rotate(qkv[:, 0], *rotary), rotate(qkv[:, 1], *rotary)
         y = attend_segments(q, k, qkv[:, 2], segments, scale=self.scale)
-        return self.out(y.reshape(x.shape))
+        return self.out(y.reshape(*x.shape[:-1], -1))
 
 
 class Qwen2VisionLayer(nnx.Module):

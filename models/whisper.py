@@ -108,7 +108,7 @@ class WhisperAttention(nnx.Module):
         q = qkv[:, :, :, 0] + self.q_bias[...][None, None]
         v = qkv[:, :, :, 2] + self.v_bias[...][None, None]
         y = attend_batch(q, qkv[:, :, :, 1], v, real, scale=self.scale)
-        return self.out(y.reshape(x.shape))
+        return self.out(y.reshape(*x.shape[:-1], -1))
 
 
 class WhisperLayer(nnx.Module):
@@ -202,7 +202,7 @@ def pieces(config: WhisperConfig, source: str, target: str) -> Iterator[Piece]:
     for i in range(config.num_layers):
         layer, place = f"{source}.layers.{i}", f"{target}.layers.{i}"
         modules |= {f"{layer}.{name}": f"{place}.{path}" for name, path in _LAYER.items()}
-        for name, index in qkv_indices(1).items():
+        for name, index in qkv_indices(1):
             yield Piece(f"{layer}.self_attn.{name}_proj.weight", f"{place}.attention.qkv", index)
         for name in ("q", "v"):
             yield Piece(f"{layer}.self_attn.{name}_proj.bias", f"{place}.attention.{name}_bias")

@@ -52,6 +52,7 @@ def load_params(
     *,
     parts: Iterable[FoundPart] = (),
     sharding: "Sharding | Mapping[str, Sharding] | None" = None,
+    copies: Mapping[str, int] | None = None,
     progress: bool = True,
     workers: int = 8,
 ) -> "dict[str, jax.Array]":
@@ -66,6 +67,8 @@ def load_params(
         cmap: how the checkpoint's tensors fill them. A folder of `save_params` needs none of it.
         parts: of the model, which have tensors that the folder may lack.
         sharding: of all parameters, or of each; None is the default device.
+        copies: how many of each KV head a parameter holds, where that is not 1: a folder of
+            `save_params` has one, and `cmap` leads to all.
         progress: whether to show a bar, in bytes.
         workers: threads that read.
 
@@ -77,7 +80,7 @@ def load_params(
     """
     shardings = _shardings(shapes, sharding)
     if (folder / PARAMS_DIR).is_dir():
-        return load_orbax(folder, shapes, shardings)
+        return load_orbax(folder, shapes, shardings, copies)
     plans = plan_params(folder, open_joined(folder, cmap, parts), shapes, cmap)
     budget = ByteBudget(max([_BYTES_IN_FLIGHT, *(plan.nbytes for plan in plans)]))
     executor = ThreadPoolExecutor(workers, thread_name_prefix="quire-load")

@@ -19,34 +19,53 @@ _GIB = 1 << 30
 _CONCURRENT_GIB = 2
 
 
-def save_orbax(folder: Path, params: "Mapping[str, jax.Array]") -> None:
-    """Writes `params` below `folder`, which must not have any yet."""
+def save_orbax(
+    folder: Path, params: "Mapping[str, jax.Array]", copies: Mapping[str, int] | None = None
+) -> None:
+    """Writes `params` below `folder`, which must not have any yet.
+
+    Args:
+        copies: how many of each KV head a parameter holds, where that is not 1. One is written.
+    """
+    from .copies import without_copies  # with jax, which is slow to import
+
+    held = {name: without_copies(params[name], count) for name, count in (copies or {}).items()}
     with _checkpointer(params) as checkpointer:
-        checkpointer.save((folder / PARAMS_DIR).resolve(), dict(params))
+        checkpointer.save((folder / PARAMS_DIR).resolve(), {**params, **held})
 
 
 def load_orbax(
     folder: Path,
     shapes: "Mapping[str, jax.ShapeDtypeStruct]",
     shardings: "Mapping[str, Sharding]",
+    copies: Mapping[str, int] | None = None,
 ) -> "dict[str, jax.Array]":
     """The parameters below `folder`, converted to the types in `shapes`, each with its sharding.
+
+    Args:
+        copies: how many of each KV head a parameter shall hold, where that is not 1; on disk is 1.
 
     Raises:
         CheckpointError: the files are damaged, or differ from `shapes` in names, shapes or types.
     """
+    from .copies import shape_without_copies, with_copies  # with jax, which is slow to import
+
     path = (folder / PARAMS_DIR).resolve()
     with _checkpointer(shapes) as checkpointer:
         try:
             stored = _stored(checkpointer, path)
         except Exception as error:  # neither Orbax nor TensorStore has a type of its own
             raise damaged(path, f"it is no complete Orbax checkpoint ({error})") from error
-        _check(folder, stored, shapes)
         target = {name: _placed(shapes[name], shardings[name]) for name in shapes}
+        for name, count in (copies or {}).items():
+            target[name] = shape_without_copies(target[name], count)
+        _check(folder, stored, target)
         try:
             restored = checkpointer.restore(path, target)
         except Exception as error:
             raise damaged(path, f"Orbax cannot read it ({error})") from error
+    for name, count in (copies or {}).items():
+        restored[name] = with_copies(restored[name], count, shardings[name])
     return {name: restored[name] for name in shapes}
 
 

@@ -23,11 +23,13 @@ def save_params(
     params: "Mapping[str, jax.Array]",
     source_folder: Path,
     parts: Mapping[str, FoundPart] | None = None,
+    copies: Mapping[str, int] | None = None,
 ) -> None:
     """Writes `params` to a new folder that `load_params` and every Quire program can open.
 
     It gets `quire_params/`, the config (with the type of these parameters) and the tokenizer,
     processor and chat template files of `source_folder`, and from `parts`, by kind, what it lacks.
+    Of KV heads that parameters hold several `copies` of, it gets one.
 
     Raises:
         CheckpointError: `path` is a file or a folder with something in it, or cannot be written.
@@ -43,7 +45,7 @@ def save_params(
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        save_orbax(path, params)
+        save_orbax(path, params, copies)
         _copy_companions(source_folder, parts, path)
         _write_config(path, config, params)
     except OSError as error:

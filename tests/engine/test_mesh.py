@@ -9,37 +9,58 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import Mesh
 
-from quire import Engine
+from quire import Engine, model_info
 from quire.errors import OptionError
+from quire.models import functional
+from quire.models.layers import RMSNorm
+from quire.models.shards import TENSOR
+from tests.engine.several_devices import (
+    ADAPTED,
+    FIXTURES,
+    MEDIA,
+    MODELS,
+    SOUNDS,
+    SQUARES,
+    TEXT,
+    VISION,
+    WIDE,
+)
 
-MODELS = Path(__file__).resolve().parent.parent / "fixtures" / "models"
-NAMES = ("llama3", "opt", "phi3", "qwen2", "qwen3")
-WIDE = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 8,
-    "vocab_size": 101,
-}
-"""Eight KV heads, and a vocabulary that no size divides."""
+ROOT = Path(__file__).resolve().parents[2]
+Groups = dict[str, dict[tuple[str, int], dict[str, Any]]]
+
+
+def several(cases: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    """Names and sizes, but for one device."""
+    return [(name, size) for name, sizes in cases.items() for size in sizes if size > 1]
+
+
+ALL = [
+    (group, name, size)
+    for group, cases in {"text": TEXT, "wide": WIDE, "adapters": ADAPTED, "media": MEDIA}.items()
+    for name, size in several(cases)
+]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, Any]]:
-    """By the name of a model and the number of devices."""
-    wide = tmp_path_factory.mktemp("wide")
-    (wide / "config.json").write_text(json.dumps(WIDE))
-    cases = [[str(MODELS / name), (1, 2), {}, name == "llama3"] for name in NAMES]
-    cases.append([str(wide), (1, 2, 4, 8), {"load_format": "dummy"}, False])
-    script = Path(__file__).with_name("several_devices.py")
-    flags = "--xla_force_host_platform_device_count=8"
+def found(tmp_path_factory: pytest.TempPathFactory) -> Groups:
+    """What `several_devices` found, by group, name and number of devices."""
+    # the second and third flag make compilation shorter
+    flags = (
+        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
+    )
+    folder = tmp_path_factory.mktemp("several")
     done = subprocess.run(
-        [sys.executable, str(script), json.dumps(cases)],
+        [sys.executable, "-m", "tests.engine.several_devices", str(folder)],
+        cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
@@ -47,50 +68,224 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dic
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    every = json.loads(done.stdout.splitlines()[-1])
-    wide_name = {str(wide): "wide"}
+    groups = json.loads(done.stdout.splitlines()[-1])
     return {
-        (wide_name.get(one["folder"], Path(one["folder"]).name), one["size"]): one for one in every
+        group: {(one["name"], one["size"]): one for one in cases} for group, cases in groups.items()
     }
 
 
-CASES = [*((name, 2) for name in NAMES), ("wide", 2), ("wide", 4), ("wide", 8)]
+@pytest.mark.parametrize(("name", "size"), several(TEXT))
+def test_tokens_are_the_reference_s(found: Groups, name: str, size: int) -> None:
+    """Those of `transformers`, which are those of one device, too."""
+    expected = np.load(MODELS / name / "expected.npz")
+    greedy = [expected[f"greedy_{i}"][:16].tolist() for i in range(2)]
+    assert found["text"][name, size]["tokens"] == greedy
 
 
-@pytest.mark.parametrize(("name", "size"), CASES)
-def test_tokens_are_those_of_one_device(found: dict[Any, Any], name: str, size: int) -> None:
-    one, several = found[name, 1], found[name, size]
-    for kind in one.keys() & {"greedy", "again", "sampled"}:
-        assert several[kind] == one[kind]
+@pytest.mark.parametrize(("name", "size"), several(WIDE))
+def test_random_weights_are_those_of_one_device(found: Groups, name: str, size: int) -> None:
+    assert found["wide"][name, size]["tokens"] == found["wide"][name, 1]["tokens"]
 
 
-def test_new_weights_go_to_their_places(found: dict[Any, Any]) -> None:
-    assert found["llama3", 2]["again"] == found["llama3", 2]["greedy"]
+@pytest.mark.parametrize(("name", "size"), [("llama3", 2), ("qwen2", 4)])
+def test_sampled_tokens_and_new_weights(found: Groups, name: str, size: int) -> None:
+    one, more = found["weights"][name, 1], found["weights"][name, size]
+    assert more["sampled"] == one["sampled"]
+    assert more["again"] == more["tokens"] == one["tokens"]
 
 
-@pytest.mark.parametrize(("name", "size"), CASES)
+@pytest.mark.parametrize("size", [1, 4])
+def test_copies_are_saved_once(found: Groups, size: int) -> None:
+    """So that any number of devices loads them."""
+    saved = found["weights"]["saved qwen2", size]
+    assert saved["tokens"] == found["weights"]["qwen2", 1]["tokens"]
+    assert set(saved["heads"]) == {2 if size == 1 else 1}
+
+
+@pytest.mark.parametrize(("name", "size"), several(ADAPTED))
+def test_adapters_are_those_of_one_device(found: Groups, name: str, size: int) -> None:
+    """The same prompt without an adapter and with each."""
+    one, more = found["adapters"][name, 1], found["adapters"][name, size]
+    assert more["tokens"] == one["tokens"]
+    assert any(tokens != one["tokens"][0] for tokens in one["tokens"])
+
+
+@pytest.mark.parametrize(("name", "size"), several(ADAPTED))
+def test_half_of_the_arrays_of_adapters_is_cut(found: Groups, name: str, size: int) -> None:
+    """A or B of each weight, but for the two projections of OPT-350M, which are whole."""
+    cut = found["adapters"][name, size]["cut"]
+    whole = 4 if name == "opt_350m" else 0
+    assert cut.count(True) * 2 == len(cut) - whole
+
+
+@pytest.mark.parametrize(("name", "size"), several(MEDIA))
+def test_media_are_seen_and_heard(found: Groups, name: str, size: int) -> None:
+    folder = FIXTURES / ("audio" if name in SOUNDS else "vision") / name
+    expected = np.load(folder / "expected.npz")
+    greedy = [expected[f"{prompt}/greedy"][:16].tolist() for prompt in prompts_of(name)]
+    assert found["media"][name, size]["tokens"] == greedy
+
+
+def prompts_of(name: str) -> tuple[str, ...]:
+    return {**VISION, **SQUARES, **SOUNDS}[name]
+
+
+@pytest.mark.parametrize(("name", "size"), several(MEDIA))
+def test_towers_are_cut_where_their_heads_are(found: Groups, name: str, size: int) -> None:
+    cut = found["media"][name, size]["cut"]
+    layer = [path for path in cut if "layers.0" in path]
+    products = [path for path in layer if re.search(r"qkv$|(out|up|down)\.weight$", path)]
+    assert len(products) == 4
+    assert {cut[path] for path in products} == {size == 2}
+    assert not any(cut[path] for path in layer if "norm" in path)
+
+
+@pytest.mark.parametrize(("group", "name", "size"), ALL)
 def test_every_device_has_its_heads_of_the_pool(
-    found: dict[Any, Any], name: str, size: int
+    found: Groups, group: str, name: str, size: int
 ) -> None:
-    one, several = found[name, 1], found[name, size]
-    assert set(one["pool"]) == {1}
-    assert set(several["pool"]) == {size}
-    assert [heads * size for heads in several["heads"]] == one["heads"]
+    """Of four heads or eight, its share, and of fewer than devices one."""
+    case = found[group][name, size]
+    assert case["devices"] == list(range(size))
+    many = {"wide8": 8, "llama2": 4, "opt": 4, "opt_350m": 4, "opt_plain": 4}
+    assert set(case["heads"]) == {max(many.get(name, 2) // size, 1)}
 
 
-@pytest.mark.parametrize(("name", "size"), CASES)
-def test_nothing_but_logits_is_gathered(found: dict[Any, Any], name: str, size: int) -> None:
-    """Weights and the pool stay where they are."""
-    rows = 4
-    vocabulary = 101 if name == "wide" else 112
-    whole = vocabulary % size != 0
-    kinds = {kind.split("{")[0] for kind in found[name, size]["gathered"]}
-    assert kinds == (set() if whole else {f"f32[{rows},{vocabulary}]"})
-    assert not found[name, 1]["gathered"]
+@pytest.mark.parametrize(("group", "name", "size"), ALL)
+def test_nothing_but_logits_is_gathered(found: Groups, group: str, name: str, size: int) -> None:
+    """Weights, pages and features stay where they are; an adapter is when it is loaded."""
+    for program in found[group][name, size]["programs"]:
+        if program["kind"] in ("decode", "mixed"):
+            logits = [
+                moved for moved in program["moved"] if re.fullmatch(r"f32\[[124],\d+\]", moved)
+            ]
+            assert program["moved"] == logits
+            assert len(logits) <= 1
+        elif program["kind"] == "encode":
+            assert not program["moved"]
+
+
+def test_one_device_exchanges_nothing(found: Groups) -> None:
+    alone = [case for cases in found.values() for (_, size), case in cases.items() if size == 1]
+    programs = [program for case in alone for program in case["programs"]]
+    assert not any(program["moved"] or program["sums"] for program in programs)
+
+
+@pytest.mark.parametrize(("name", "size"), several(ADAPTED))
+def test_adapters_take_no_sums_of_their_own(found: Groups, name: str, size: int) -> None:
+    """Two a layer, and that of the embedding."""
+    programs = found["adapters"][name, size]["programs"]
+    steps = [program for program in programs if program["kind"] in ("decode", "mixed")]
+    assert all(program["adapters"] for program in steps)
+    assert {program["sums"] for program in steps} == {5}
+    [text] = {program["sums"] for program in found["text"][name, size]["programs"]}
+    assert text == 5
+
+
+MESHES = {"explicit": [0, 1], "others": [4, 5, 6, 7], "one": [3]}
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_that_is_given(found: Groups, name: str) -> None:
+    devices = MESHES[name]
+    case, one = found["meshes"][name, len(devices)], found["meshes"]["one", 1]
+    assert case["devices"] == devices
+    assert case["tokens"] == found["weights"]["llama3", 1]["tokens"]
+    for kind in ("as own", "otherwise", "backwards"):
+        assert case[kind]["tokens"] == one[kind]["tokens"] != case["tokens"]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_weights_on_a_mesh_never_pass_through_the_host(found: Groups, name: str) -> None:
+    case = found["meshes"][name, len(MESHES[name])]
+    assert all(case["as own"]["taken"])
+    assert all(case["otherwise"]["taken"]) == (name == "one")
+    for kind in ("as own", "otherwise", "backwards"):
+        assert not any(case[kind]["read"])
+
+
+def test_meshes_that_are_not_fit(found: Groups) -> None:
+    meshes = found["meshes"]
+    assert "axes {'data': 2, 'tensor': 2}; it must have" in meshes["two axes", 4]["error"]
+    assert re.search(r"mesh of 3 devices .* It may be 1, 2, 4\.", meshes["three", 3]["error"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mesh": "tensor"}, r"mesh='tensor' is a str; it must be a jax.sharding.Mesh"),
+        (
+            {"mesh": Mesh(jax.devices()[:1], ("x",))},
+            r"axes \{'x': 1\}; it must have one .*'tensor'",
+        ),
+        (
+            {"mesh": Mesh(jax.devices()[:1], ("tensor",)), "tensor_parallel_size": 2},
+            r"tensor_parallel_size=2, but the mesh has 1 devices",
+        ),
+        ({"tensor_parallel_size": 2}, r"tensor_parallel_size=2, but JAX sees 1 cpu device"),
+    ],
+)
+def test_what_is_wrong_is_said(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Engine(str(MODELS / "llama3"), skip_tokenizer_init=True, **options)
+
+
+SIZES = {
+    "32 query heads, 8 KV heads and 14336": (32, 8, 14336, "1, 2, 4, 8, 16, 32"),
+    "28 query heads, 4 KV heads and 18944": (28, 4, 18944, "1, 2, 4"),
+    "14 query heads, 2 KV heads and 4864": (14, 2, 4864, "1, 2"),
+    "12 query heads, 2 KV heads and 8960": (12, 2, 8960, "1, 2, 4"),
+    "40 query heads, 10 KV heads and 17920": (40, 10, 17920, "1, 2, 5, 10, 20, 40"),
+    "71 query heads, 1 KV heads and 71": (71, 1, 71, "1, 71"),
+}
+"""Heads, KV heads and columns of known models, and by how many devices they are shared out."""
+
+
+@pytest.mark.parametrize("shown", SIZES)
+def test_sizes_that_are_allowed_are_listed(tmp_path: Path, shown: str) -> None:
+    heads, kv_heads, columns, allowed = SIZES[shown]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 8 * heads,
+        "intermediate_size": columns,
+        "max_position_embeddings": 64,
+        "num_attention_heads": heads,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": 100,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OptionError, match=f"=3 .* {shown} columns.* may be {allowed}\\."):
+        model_info(str(tmp_path), load_format="dummy", tensor_parallel_size=3)
+
+
+@pytest.mark.parametrize("folder", [*TEXT, *MEDIA])
+def test_every_architecture_lists_its_sizes(folder: str) -> None:
+    """Three divides the columns of most of their MLPs."""
+    [path] = [
+        path
+        for kind in ("models", "vision", "audio")
+        if (path := FIXTURES / kind / folder).is_dir()
+    ]
+    allowed = "1, 2" if folder == "qwen2_vl" else "1, 2, 4"
+    with pytest.raises(OptionError, match=f"tensor_parallel_size=3 .* may be {allowed}\\."):
+        model_info(str(path), tensor_parallel_size=3)
+
+
+def test_a_norm_of_parts_is_that_of_the_whole() -> None:
+    norm = RMSNorm(8, 1e-5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graphdef, _ = functional.split(norm)
+    x, w = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+
+    def part(x: jax.Array, w: jax.Array) -> jax.Array:
+        return functional.bind(graphdef, {"weight": w})(x)
+
+    halves = jax.vmap(part, axis_name=TENSOR)(x.reshape(2, 4), w.reshape(2, 4))
+    np.testing.assert_allclose(halves.reshape(-1), part(x, w), rtol=1e-6)
 
 
 def test_the_command_of_the_page() -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "several_devices.md"
+    page = ROOT / "docs" / "several_devices.md"
     [command] = re.findall(r"^```sh\n(.*)\n```", page.read_text(), re.MULTILINE)
     parts = shlex.split(command)
     start = parts.index("quire")
@@ -104,13 +299,3 @@ def test_the_command_of_the_page() -> None:
         timeout=600,
     )
     assert "Paris" in done.stdout
-
-
-def test_more_devices_than_there_are() -> None:
-    with pytest.raises(OptionError, match=r"tensor_parallel_size=2, but JAX sees 1 cpu device"):
-        Engine(str(MODELS / "llama3"), tensor_parallel_size=2, skip_tokenizer_init=True)
-
-
-def test_a_size_that_does_not_divide_the_model() -> None:
-    with pytest.raises(OptionError, match=r"2 KV heads and the 24 columns .* may be 1, 2\."):
-        Engine(str(MODELS / "llama3"), tensor_parallel_size=3, skip_tokenizer_init=True)

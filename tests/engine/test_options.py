@@ -19,10 +19,6 @@ def test_defaults_and_aliases() -> None:
         ({"quantization": "awq"}, "quantization='awq' is not supported"),
         ({"data_parallel_size": 2}, "data_parallel_size=2 is not supported yet"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size=0 must be at least 1"),
-        (
-            {"tensor_parallel_size": 2, "enable_lora": True},
-            "tensor_parallel_size=2 is not supported",
-        ),
         ({"load_format": "gguf"}, "load_format='gguf' is not known. Allowed: 'auto'"),
         ({"seed": True}, "seed=True is a bool; it must be int"),
         ({"max_model_len": 0}, "max_model_len=0 must be at least 1"),

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from .. import EngineOptions, SamplingParams
 
-ENGINE_LEFT_OUT = frozenset({"model", "seed", "skip_tokenizer_init"})
+ENGINE_LEFT_OUT = frozenset({"mesh", "model", "seed", "skip_tokenizer_init"})
 """Engine options that are no flags: named otherwise, or of no use where text goes in and out."""
 SAMPLING_LEFT_OUT = frozenset({"detokenize", "logprobs", "output_kind", "prompt_logprobs"})
 """Sampling parameters that change what Python returns, not the text."""

@@ -32,9 +32,9 @@ from tests.engine.several_devices import (
     VISION,
     WIDE,
 )
+from tests.once import once
 
 ROOT = Path(__file__).resolve().parents[2]
-Groups = dict[str, dict[tuple[str, int], dict[str, Any]]]
 
 
 def several(cases: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
@@ -49,29 +49,40 @@ ALL = [
 ]
 
 
+class Groups(dict[str, dict[tuple[str, int], dict[str, Any]]]):
+    """What `several_devices` finds, by group, name and number of devices; run group by group."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self.factory = factory
+
+    def __missing__(self, group: str) -> dict[tuple[str, int], dict[str, Any]]:
+        cases = once(self.factory, f"several-{group}", lambda: self._run(group))
+        self[group] = {(one["name"], one["size"]): one for one in cases}
+        return self[group]
+
+    def _run(self, group: str) -> list[dict[str, Any]]:
+        # the second and third flag make compilation shorter
+        flags = (
+            "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true"
+        )
+        folder = self.factory.mktemp(group)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.engine.several_devices", str(folder), group],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout.splitlines()[-1])[group]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Groups:
-    """What `several_devices` found, by group, name and number of devices."""
-    # the second and third flag make compilation shorter
-    flags = (
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-        "--xla_llvm_disable_expensive_passes=true"
-    )
-    folder = tmp_path_factory.mktemp("several")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.several_devices", str(folder)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    groups = json.loads(done.stdout.splitlines()[-1])
-    return {
-        group: {(one["name"], one["size"]): one for one in cases} for group, cases in groups.items()
-    }
+    return Groups(tmp_path_factory)
 
 
 @pytest.mark.parametrize(("name", "size"), several(TEXT))
@@ -166,7 +177,9 @@ def test_nothing_but_logits_is_gathered(found: Groups, group: str, name: str, si
 
 
 def test_one_device_exchanges_nothing(found: Groups) -> None:
-    alone = [case for cases in found.values() for (_, size), case in cases.items() if size == 1]
+    groups = [found[name] for name in ("wide", "weights", "adapters")]
+    alone = [case for cases in groups for (_, size), case in cases.items() if size == 1]
+    assert len(alone) > 10
     programs = [program for case in alone for program in case["programs"]]
     assert not any(program["moved"] or program["sums"] for program in programs)
 

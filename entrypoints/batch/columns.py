@@ -111,9 +111,11 @@ class Columns:
         if row.problem is None and not isinstance(error, QuireError):
             logger.error("a row failed", exc_info=error)
             told = f"{type(error).__name__}: {error}"
-        # what is nested too deeply to be written is left out
-        kept = {} if isinstance(error, RecursionError) else row.fields
-        return Answer(self._line(kept, {"error": told}), failed=True)
+        try:
+            line = self._line(row.fields, {"error": told})
+        except RecursionError:  # what is nested too deeply to be written is left out
+            line = self._line({}, {"error": told})
+        return Answer(line, failed=True)
 
     def _line(self, fields: Mapping[str, Any], found: Mapping[str, Any]) -> bytes:
         added = {name: found.get(what) for what, name in self._names.items()}

@@ -23,7 +23,7 @@ from ..models.checkpoint_map import Piece
 from ..models.config import TextConfig
 from ..models.features import is_in_tower
 from ..models.layers import Axes
-from .mesh import Specs, device_bytes, specs_of
+from .mesh import Specs, device_bytes, num_devices, specs_of
 
 Arrays = dict[str, Array]
 """By dotted path, as the parameters of a model that `low_rank.attach` was called with."""
@@ -146,7 +146,7 @@ class AdapterSpec:
     @property
     def devices(self) -> int:
         """That share the weights."""
-        return 1 if self.mesh is None else self.mesh.size
+        return num_devices(self.mesh)
 
     @property
     def packed(self) -> jax.ShapeDtypeStruct:

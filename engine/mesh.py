@@ -76,12 +76,18 @@ def _shares_out(config: TextConfig, devices: int) -> bool:
     return not (config.num_heads % devices or config.intermediate_size % devices or more % fewer)
 
 
+def num_devices(mesh: Mesh | None) -> int:
+    """That share a model; one without a mesh."""
+    return 1 if mesh is None else mesh.size
+
+
 def shared_out(config: Any, mesh: Mesh | None) -> Any:
     """The config of the model on a mesh, with copies of KV heads where those are fewer."""
-    copies = 1 if mesh is None else mesh.size // config.num_kv_heads
+    devices = num_devices(mesh)
+    copies = devices // config.num_kv_heads
     if copies <= 1:
         return config
-    return dataclasses.replace(config, num_kv_heads=mesh.size, kv_copies=copies)
+    return dataclasses.replace(config, num_kv_heads=devices, kv_copies=copies)
 
 
 def specs_of(
@@ -91,7 +97,7 @@ def specs_of(
 ) -> Specs:
     """How each weight is cut. All are whole without a mesh, and those of a tower where the devices
     do not divide its heads."""
-    devices = 1 if mesh is None else mesh.size
+    devices = num_devices(mesh)
     uneven = {
         name.partition(".")[0]
         for name, shape in shapes.items()
@@ -110,7 +116,7 @@ def device_bytes(
     shapes: Mapping[str, jax.ShapeDtypeStruct], specs: Specs, mesh: Mesh | None
 ) -> int:
     """Of arrays on one device."""
-    devices = 1 if mesh is None else mesh.size
+    devices = num_devices(mesh)
     return sum(
         shape.size * shape.dtype.itemsize // (devices if TENSOR in specs[name] else 1)
         for name, shape in shapes.items()

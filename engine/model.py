@@ -23,7 +23,15 @@ from .checkpoint import (
     resolve_dtype,
 )
 from .media_spec import MediaSpec, media_spec
-from .mesh import Specs, device_bytes, make_mesh, shardings, shared_out, specs_of
+from .mesh import (
+    Specs,
+    device_bytes,
+    make_mesh,
+    num_devices,
+    shardings,
+    shared_out,
+    specs_of,
+)
 from .options import EngineOptions
 
 _MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -71,7 +79,7 @@ class ModelSpec:
     @property
     def devices(self) -> int:
         """That share the weights."""
-        return 1 if self.mesh is None else self.mesh.size
+        return num_devices(self.mesh)
 
     @property
     def shardings(self) -> dict[str, NamedSharding] | None:

@@ -147,7 +147,7 @@ def meshes(folder: Path) -> Iterator[Found]:
 def doubled(
     params: dict[str, jax.Array], mesh: Mesh, specs: dict[str, PartitionSpec]
 ) -> dict[str, jax.Array]:
-    """Others on a mesh: cut by `specs`, or along the last axis, ."""
+    """Others on a mesh: cut by `specs`, or along the last axis."""
     made: dict[str, jax.Array] = {}
     for path, array in params.items():
         last = PartitionSpec(*(None,) * (array.ndim - 1), "tensor")

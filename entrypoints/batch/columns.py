@@ -162,11 +162,10 @@ def _without_nulls(message: Any) -> Any:
     """A message as it was before it became a row of a table, where all have all fields."""
     if not isinstance(message, dict):
         return message
-    given = {name: value for name, value in message.items() if value is not None}
     content = message.get("content")
     if isinstance(content, list):
         content = [_given(part) for part in content]
-    return given | {"content": content}
+    return _given(message) | {"content": content}
 
 
 def _given(part: Any) -> Any:

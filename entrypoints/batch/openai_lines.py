@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from ... import AsyncEngine, PromptError
 from ...errors import nearest
+from ..openai.answers import answer_id
 from ..openai.chat import chat_completion
 from ..openai.completions import completion
 from ..openai.errors import as_api_error, bad_request, error_body
@@ -68,7 +69,7 @@ class OpenAILines:
         request = route.request.model_validate({**self._sampling, **given})
         if request.stream:
             raise bad_request("stream=true has no place in a batch. Leave it out.", "stream")
-        own_id = f"{route.prefix}-{request.request_id or uuid.uuid4().hex}"
+        own_id = answer_id(route.prefix, request)
         told = await route.answer(self._service, request, own_id)
         return Answer(
             _line(row.fields, _response(200, told)),

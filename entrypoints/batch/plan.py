@@ -1,14 +1,14 @@
 """A batch job as it is asked for, with everything checked that needs no model."""
 
 import dataclasses
-import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import EngineOptions, OptionError, SamplingParams
 from ...errors import nearest
+from ..extras import need
 from ..jobs import SAMPLING
 from ..openai.options import ServerOptions
 from .columns import result_columns, source_columns
@@ -154,7 +154,7 @@ def _kind(path: Path) -> str:
     if suffix not in (*LINES, *PARQUET):
         raise OptionError(f"{path} must end in one of {', '.join((*LINES, *PARQUET))}.")
     if suffix in PARQUET:
-        _need(("pyarrow",), f"{path} needs", "parquet")
+        need(("pyarrow",), f"{path} needs", "parquet")
     return suffix
 
 
@@ -186,7 +186,7 @@ def _check_form(source: Path, output: Path, options: BatchOptions, *, openai: bo
             f"{LINES[0]}."
         )
     if openai:
-        _need(SERVER, f"{source} has OpenAI lines, which need", "server")
+        need(SERVER, f"{source} has OpenAI lines, which need", "server")
 
 
 def _check_names(source: Source, options: BatchOptions) -> None:
@@ -203,12 +203,6 @@ def _check_names(source: Source, options: BatchOptions) -> None:
             f"the input has columns {', '.join(taken)}, where answers would go. Give "
             "--result-prefix, such as answer_."
         )
-
-
-def _need(modules: Sequence[str], what: str, extra: str) -> None:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise OptionError(f"{what} {', '.join(missing)}: run `pip install 'quire[{extra}]'`.")
 
 
 def _named(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """`quire serve`: an OpenAI-compatible server."""
 
 import argparse
-import importlib.util
 
 from ... import OptionError
 from ..arguments import MODEL_HELP
+from ..extras import need
 from ..openai.options import add_flags, read_flags, several_given
 
 ABOUT = """\
@@ -40,11 +40,7 @@ def run_first(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal comes; 1 if the engine died. Raises QuireError for a mistake."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise OptionError(
-            f"the server needs {', '.join(missing)}: run `pip install 'quire[server]'`."
-        )
+    need(NEEDED, "the server needs", "server")
     options, engine = read_flags(args)
     from ..openai import server
 

@@ -29,9 +29,10 @@ def head(kind: str, answer_id: str, model: str) -> dict[str, Any]:
     }
 
 
-def answer_id(prefix: str, request: GenerationRequest, http_request: Request) -> str:
+def answer_id(prefix: str, request: GenerationRequest, http_request: Request | None = None) -> str:
     """The id of an answer: the client's, of the body or of a header, or one made up."""
-    given = request.request_id or http_request.headers.get("x-request-id", "")
+    header = "" if http_request is None else http_request.headers.get("x-request-id", "")
+    given = request.request_id or header
     known = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
     return f"{prefix}-{known}"
 

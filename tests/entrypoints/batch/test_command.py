@@ -44,7 +44,7 @@ def test_flags_are_those_of_generate_and_of_the_job(
 ) -> None:
     source = write_lines(tmp_path / "x.jsonl", {"q": CARS, "lora": "sql"}, {"q": CARS})
     flags = ["--prompt-column", "q", "--result_prefix=a_", "--max-tokens", "32", "--dtype=float32"]
-    sql = Path(quire.__file__).resolve().parents[2] / "examples" / "sql_adapter"
+    sql = Path(__file__).resolve().parents[3] / "examples" / "sql_adapter"
     flags += ["--enable-lora", "--lora-modules", f"sql={sql}"]
     assert batch(source, tmp_path / "y.jsonl", *GREEDY, *flags) == 0
     with_adapter, without = (one["a_text"] for one in read_lines(tmp_path / "y.jsonl"))

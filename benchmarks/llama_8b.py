@@ -1,4 +1,4 @@
-"""The engine the benchmarks time: Llama-3.1-8B's shape, bfloat16, random weights, no tokenizer."""
+"""The engine the benchmarks time: Llama-3.1's shapes, bfloat16, random weights, no tokenizer."""
 
 import contextlib
 import json
@@ -29,6 +29,16 @@ CONFIG = {
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
+SHAPES: dict[str, dict[str, int]] = {
+    "8b": {},
+    "70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
+}
+"""What differs from `CONFIG` in the shape of a size."""
 OPTIONS: dict[str, Any] = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
@@ -62,15 +72,15 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
 
 
-def make_engine(**options: Any) -> Engine:
+def make_engine(shape: str = "8b", **options: Any) -> Engine:
     """The engine; `options` go over those of the peer."""
-    return Engine(make_folder(), **(OPTIONS | options))
+    return Engine(make_folder(**SHAPES[shape]), **(OPTIONS | options))
 
 
-def make_greedy_engine(**options: Any) -> Engine:
+def make_greedy_engine(shape: str = "8b", **options: Any) -> Engine:
     """The same, with no program compiled ahead but the greedy ones."""
     with only_greedy_ahead():
-        return make_engine(**options)
+        return make_engine(shape, **options)
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def run(engine: Engine, prompts: list[dict[str, Any]], tokens: int, *, keep: boo
     engine.reset_prefix_cache()
     if not keep:
         with engine._lock:
-            engine._running.features.clear()
+            engine._running.replicas[0].features.clear()
         inputs(engine).forget()
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     started = time.perf_counter()
@@ -158,7 +158,7 @@ def measure(engine: Engine, workload: Workload, runs: int, *, profile: bool) -> 
     [read] = engine._running.prompts.read(prompts[0]).all()
     once = functools.partial(run, engine, prompts, workload.output_tokens)
     seconds, compiled = timed(engine, functools.partial(once, keep=False), runs)
-    features = engine._running.features
+    features = engine._running.replicas[0].features
     queried, hits = features.queried, features.hits
     again, compiled_again = timed(engine, functools.partial(once, keep=True), runs)
     encoded = features.queried - queried - (features.hits - hits)

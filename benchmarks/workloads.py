@@ -1,9 +1,14 @@
 """Times the workloads of workloads.json through `Engine.generate`, token ids in and out.
 
     python benchmarks/workloads.py [NAME ...] [--runs 3] [--output FILE]
+    python benchmarks/workloads.py b1_decode --tensor-parallel-size 2
+    python benchmarks/workloads.py chat_mix --data-parallel-size 4 --times 4
+    python benchmarks/workloads.py b64_decode --shape 70b --tensor-parallel-size 4
 
-Llama-3.1-8B's shape, random weights, greedy, ends of text ignored. The prefix cache is emptied
-before every run. "ms a step" is (run - the same prompts with one output token) / (tokens - 1).
+Llama-3.1's shapes, random weights, greedy, ends of text ignored. The prefix cache is emptied
+before every run. "ms a step" is (run - the same prompts with one output token) / (tokens - 1);
+"bandwidth_share" is what a step must read at least, the weights and the K and V of the tokens so
+far, in that time, over what the GPUs can read together.
 Prints one JSON line a workload; seconds are medians of the runs, after one to warm up.
 """
 
@@ -25,8 +30,16 @@ STEPPED = ("b1_decode", "b64_decode")
 """Workloads that are given in milliseconds a step, too."""
 
 
-def prompts_of(name: str) -> tuple[list[list[int]], list[int]]:
-    """The token ids of each prompt and the tokens to generate; the same for every engine."""
+BANDWIDTH = 4.8e12
+"""Bytes a second of an H200's memory, by its data sheet."""
+
+
+def prompts_of(name: str, times: int = 1) -> tuple[list[list[int]], list[int]]:
+    """The token ids of each prompt and the tokens to generate; the same for every engine.
+
+    Args:
+        times: so many times as many requests, with prompts of their own.
+    """
     workload = SPEC["workloads"][name]
     rng = random.Random(SPEC["seed"])
 
@@ -34,7 +47,7 @@ def prompts_of(name: str) -> tuple[list[list[int]], list[int]]:
         return [rng.randrange(SPEC["vocab_low"], SPEC["vocab_high"]) for _ in range(count)]
 
     shared = draw(workload.get("shared_prefix_tokens", 0))
-    requests = workload["requests"]
+    requests = workload["requests"] * times
     return [shared + draw(p - len(shared)) for p, _ in requests], [o for _, o in requests]
 
 
@@ -69,9 +82,11 @@ def timed(
     return [run(engine, prompts, lengths, adapters) for _ in range(runs)]
 
 
-def measure(engine: Engine, name: str, runs: int, adapters: Adapters = None) -> dict[str, Any]:
-    """The figures of one workload; its requests take the adapters in turn."""
-    prompts, lengths = prompts_of(name)
+def measure(
+    engine: Engine, name: str, runs: int, adapters: Adapters = None, times: int = 1
+) -> dict[str, Any]:
+    """The figures of one workload, so many times; its requests take the adapters in turn."""
+    prompts, lengths = prompts_of(name, times)
     each = None if adapters is None else [adapters[i % len(adapters)] for i in range(len(prompts))]
     seconds = timed(engine, prompts, lengths, runs, each)
     median = statistics.median(seconds)
@@ -87,8 +102,24 @@ def measure(engine: Engine, name: str, runs: int, adapters: Adapters = None) -> 
     if name in STEPPED:
         first = statistics.median(timed(engine, prompts, [1] * len(prompts), runs, each))
         figures["first_token_s"] = round(first, 4)
-        figures["ms_per_step"] = round((median - first) / (lengths[0] - 1) * 1e3, 3)
+        step = (median - first) / (lengths[0] - 1)
+        figures["ms_per_step"] = round(step * 1e3, 3)
+        gpus = engine.options.tensor_parallel_size * engine.options.data_parallel_size
+        read = bytes_of_a_step(engine, prompts, lengths)
+        figures["bandwidth_share"] = round(read / step / (BANDWIDTH * gpus), 3)
     return figures
+
+
+def bytes_of_a_step(engine: Engine, prompts: list[list[int]], lengths: list[int]) -> float:
+    """What a decode step must read, on all GPUs together and halfway through the output."""
+    spec = engine._running.spec
+    weights = spec.device_bytes * spec.devices
+    embeddings = spec.shapes["embed.weight"]
+    weights -= embeddings.size * embeddings.dtype.itemsize  # of which it reads a row a token
+    tokens = sum(len(p) + n / 2 for p, n in zip(prompts, lengths, strict=True))
+    model = spec.config
+    token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * spec.cache_dtype.itemsize
+    return weights + tokens * token
 
 
 def main() -> None:
@@ -96,16 +127,28 @@ def main() -> None:
     names = list(SPEC["workloads"])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(names)}")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--shape", choices=list(llama_8b.SHAPES), default="8b")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1, metavar="N")
+    parser.add_argument("--data-parallel-size", type=int, default=1, metavar="N")
+    parser.add_argument("--times", type=int, default=1, help="so many times as many requests")
     parser.add_argument("--output", type=Path, help="file to append the JSON lines to")
     options = parser.parse_args()
     if unknown := set(options.names) - set(names):
         parser.error(f"unknown workloads {sorted(unknown)}; there are {', '.join(names)}")
     started = time.perf_counter()
-    with llama_8b.make_greedy_engine(use_tqdm_on_load=False) as engine:
+    several = {
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "data_parallel_size": options.data_parallel_size,
+    }
+    with llama_8b.make_greedy_engine(options.shape, use_tqdm_on_load=False, **several) as engine:
         start = round(time.perf_counter() - started, 1)
+        scale = {"shape": options.shape, "times": options.times} | several
+        made = {"engine_start_s": start}
+        if scale != {"shape": "8b", "times": 1} | dict.fromkeys(several, 1):
+            made |= {"benchmark": "scaled_workload"} | scale  # not one that the peer ran
         for name in options.names or names:
-            figures = measure(engine, name, options.runs)
-            llama_8b.report(figures | {"engine_start_s": start}, options.output)
+            figures = measure(engine, name, options.runs, times=options.times)
+            llama_8b.report(figures | made, options.output)
 
 
 if __name__ == "__main__":

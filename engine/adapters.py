@@ -30,15 +30,13 @@ class Adapters:
         spec: AdapterSpec,
         options: EngineOptions,
         params: Callable[[], Mapping[str, jax.Array]],
-        slots: AdapterSlots,
-        pool: PagePool,
+        places: Sequence[tuple[AdapterSlots, PagePool]],
     ) -> None:
-        """`params` gives the weights of the model as they are."""
+        """`params` gives the weights of the model as they are, `places` what each replica has."""
         self._spec = spec
         self._options = options
         self._params = params
-        self._slots = slots
-        self._pool = pool
+        self._places = places
         capacity = options.max_cpu_loras or max(options.max_loras, _FEW)
         self._store = AdapterStore(self._load, capacity)
 
@@ -55,8 +53,9 @@ class Adapters:
         adapter = self._store.remove(lora_int_id)
         if adapter is None:
             return False
-        self._slots.forget(adapter.digest)
-        self._pool.forget(adapter.digest)
+        for slots, pool in self._places:
+            slots.forget(adapter.digest)
+            pool.forget(adapter.digest)
         return True
 
     def pin(self, lora_int_id: int) -> bool:

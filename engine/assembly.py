@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from ..errors import OptionError
+from . import mailbox, processes
 from .adapter_slots import AdapterSlots
 from .adapters import Adapters
 from .buckets import Buckets
@@ -16,21 +17,28 @@ from .checkpoint import read_generation_config
 from .checkpoint.layout import has_vocabulary
 from .core import EngineCore
 from .device_state import RunnerConfig
+from .executor import Executor
 from .feature_pool import FeaturePool
 from .grammar import Grammars
 from .logprobs import LogprobReader
+from .lowering import Lowering, compiler_options, planned
 from .media_spec import feature_rows
 from .memory import plan_pages, reserve_gpu_memory
 from .model import ModelSpec, find_spec, load_weights
 from .options import EngineOptions
 from .output_processor import OutputProcessor
 from .page_pool import PagePool
+from .processes import Follower, Leader
+from .programs import Programs, ProgramsOfOne
 from .prompts import PromptReader
+from .replicas import Replicas
+from .routing import Router
 from .runner import ModelRunner
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerConfig
 from .stats import EngineStats
 from .tokenizer import Tokenizer
+from .weights import for_replicas
 
 if TYPE_CHECKING:
     from .media_inputs import MediaInputs
@@ -42,20 +50,34 @@ TOP_LOGPROBS = 20
 
 
 @dataclasses.dataclass(frozen=True)
+class Replica:
+    """A model on devices of its own, and what serves requests there."""
+
+    runner: ModelRunner
+    scheduler: Scheduler
+    pool: PagePool
+    slots: AdapterSlots | None
+    """None without `enable_lora`."""
+    features: FeaturePool
+
+
+@dataclasses.dataclass(frozen=True)
 class Assembly:
     """The parts of a running engine."""
 
     options: EngineOptions
     spec: ModelSpec
+    """That of the first replica."""
     tokenizer: Tokenizer | None
     media: "MediaInputs | None"
     """None for a model of text alone."""
-    runner: ModelRunner
-    scheduler: Scheduler
-    pool: PagePool
+    programs: Programs
+    replicas: list[Replica]
     outputs: OutputProcessor
-    features: FeaturePool
-    core: EngineCore
+    core: EngineCore | Replicas
+    """Steps all replicas."""
+    follower: Follower | None
+    """Hears what to execute, in all of several processes but the first."""
     grammars: Grammars
     adapters: Adapters | None
     """None without `enable_lora`."""
@@ -66,28 +88,38 @@ class Assembly:
 
     def stats(self) -> EngineStats:
         """Counts of requests, tokens, pages and programs, now."""
+        schedulers = [replica.scheduler for replica in self.replicas]
+        pools = [replica.pool for replica in self.replicas]
         return EngineStats(
-            num_running=self.scheduler.num_running,
-            num_waiting=self.scheduler.num_waiting,
-            num_pages=self.pool.num_pages - 1,
-            pages_in_use=self.pool.num_pages - 1 - self.pool.num_free,
-            prefix_cache_queried_tokens=self.pool.queried_tokens,
-            prefix_cache_hit_tokens=self.pool.hit_tokens,
-            num_preemptions=self.scheduler.num_preemptions,
+            num_running=sum(one.num_running for one in schedulers),
+            num_waiting=sum(one.num_waiting for one in schedulers),
+            num_pages=sum(pool.num_pages - 1 for pool in pools),
+            pages_in_use=sum(pool.num_pages - 1 - pool.num_free for pool in pools),
+            prefix_cache_queried_tokens=sum(pool.queried_tokens for pool in pools),
+            prefix_cache_hit_tokens=sum(pool.hit_tokens for pool in pools),
+            num_preemptions=sum(one.num_preemptions for one in schedulers),
             prompt_tokens=self.outputs.prompt_tokens,
             generation_tokens=self.outputs.generation_tokens,
             num_steps=self.core.num_steps,
-            programs_compiled=self.runner.programs.compiled,
-            ready=self.runner.programs.ready,
+            programs_compiled=self.programs.compiled,
+            ready=self.programs.ready,
             uptime=time.monotonic() - self.started,
         )
 
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes. True where no page is in use."""
+        return all([replica.pool.reset_prefix_cache() for replica in self.replicas])
+
     def close(self) -> None:
-        """Aborts what runs, stops compiling and frees the device."""
+        """Aborts what runs, stops compiling and frees the devices."""
         self.core.abort_all()
         if self.media is not None:
             self.media.close()
-        self.runner.close()
+        self.programs.close()
+        if self.follower is not None:
+            self.follower.close()
+        for replica in self.replicas:
+            replica.runner.executor.close()
 
     @property
     def prompts(self) -> PromptReader:
@@ -98,26 +130,36 @@ class Assembly:
 def assemble(options: EngineOptions) -> Assembly:
     """Finds the model, starts compiling, and loads the weights meanwhile."""
     started = time.monotonic()
+    processes.join(options.coordinator_address, options.num_processes, options.process_id)
     reserve_gpu_memory(options.gpu_memory_utilization)
     program_cache = _use_compilation_cache(options.compilation_cache_dir)
     spec = find_spec(options)
+    processes.check_mesh(spec.mesh, len(spec.meshes))
     config = _runner_config(spec, options)
-    runner = ModelRunner(spec, config, program_cache)
+    programs = _programs(spec, config, program_cache)
+    runners = _runners(spec, config, programs)
     try:
         tokenizer = None if options.skip_tokenizer_init else _load_tokenizer(spec, options)
-        runner.start(load_weights(spec, options))
+        _load(runners, spec, options)
+        follower = _connect(runners[0])
     except BaseException:
-        runner.close()
+        programs.close()
+        for runner in runners:
+            runner.executor.close()
         raise
-    pool = PagePool(config.num_pages, config.page_size)
-    slots = None if spec.adapters is None else AdapterSlots(spec.adapters.slots)
-    features = FeaturePool(config.feature_rows)
-    scheduler = Scheduler(_scheduler_config(spec, config, options), pool, slots, features)
+    programs.go_on()
+    scheduling = _scheduler_config(spec, config, options)
+    replicas = [_replica(runner, spec, config, scheduling) for runner in runners]
     adapters = None
-    if spec.adapters is not None and slots is not None:
-        adapters = Adapters(spec.adapters, options, lambda: runner.params, slots, pool)
-    reader = LogprobReader(runner, tokenizer, config.top_logprobs)
-    outputs = OutputProcessor(tokenizer, reader)
+    if spec.adapters is not None:
+        places = [(one.slots, one.pool) for one in replicas if one.slots is not None]
+        adapters = Adapters(spec.adapters, options, lambda: runners[0].executor.params, places)
+    readers = [LogprobReader(runner, tokenizer, config.top_logprobs) for runner in runners]
+    outputs = OutputProcessor(tokenizer, readers[0])
+    cores = [
+        EngineCore(one.scheduler, one.runner, reader, outputs, spec.config.vocab_size)
+        for one, reader in zip(replicas, readers, strict=True)
+    ]
     eos_token_ids = _eos_token_ids(spec, tokenizer)
     generation_config = {}
     if options.generation_config == "auto":
@@ -127,18 +169,74 @@ def assemble(options: EngineOptions) -> Assembly:
         spec=spec,
         tokenizer=tokenizer,
         media=_media_inputs(spec, options),
-        runner=runner,
-        scheduler=scheduler,
-        pool=pool,
-        features=features,
+        programs=programs,
+        replicas=replicas,
         outputs=outputs,
-        core=EngineCore(scheduler, runner, reader, outputs, spec.config.vocab_size),
+        core=_joined(cores, replicas),
+        follower=follower,
         adapters=adapters,
         grammars=Grammars(tokenizer, spec.config.vocab_size, eos_token_ids),
         default_params=SamplingParams.from_generation_config(generation_config),
         eos_token_ids=eos_token_ids,
         started=started,
     )
+
+
+def _programs(spec: ModelSpec, config: RunnerConfig, cache: Path | None) -> Programs:
+    """Starts to compile what is needed first. `cache` is a folder for traced programs."""
+    lowering = Lowering(spec, config, cache)
+    return Programs(
+        lowering if len(spec.meshes) == 1 else lowering.for_replicas,
+        planned(spec, config),
+        options=compiler_options,
+        first=2,
+        ahead=config.compile_ahead,
+        workers=max(1, min(16, (os.cpu_count() or 2) - 1)),
+    )
+
+
+def _runners(spec: ModelSpec, config: RunnerConfig, programs: Programs) -> list[ModelRunner]:
+    if len(spec.meshes) == 1:
+        return [ModelRunner(spec, config, Executor(spec, config, programs))]
+    return [
+        ModelRunner(one, config, Executor(one, config, ProgramsOfOne(programs, index)))
+        for index, one in enumerate(spec.replicas)
+    ]
+
+
+def _load(runners: list[ModelRunner], spec: ModelSpec, options: EngineOptions) -> None:
+    """Starts all with the weights, which are read once."""
+    params = load_weights(spec, options)
+    placed = [params] if len(runners) == 1 else for_replicas(params, spec)
+    for runner, own in zip(runners, placed, strict=True):
+        runner.executor.start(own)
+
+
+def _connect(runner: ModelRunner) -> Follower | None:
+    """Connects several processes, which all come here with the same weights and programs."""
+    if jax.process_count() == 1:
+        return None
+    if jax.process_index() > 0:
+        return Follower()
+    runner.executor.leader = Leader()
+    return None
+
+
+def _replica(
+    runner: ModelRunner, spec: ModelSpec, config: RunnerConfig, scheduling: SchedulerConfig
+) -> Replica:
+    pool = PagePool(config.num_pages, config.page_size)
+    slots = None if spec.adapters is None else AdapterSlots(spec.adapters.slots)
+    features = FeaturePool(config.feature_rows)
+    scheduler = Scheduler(scheduling, pool, slots, features)
+    return Replica(runner, scheduler, pool, slots, features)
+
+
+def _joined(cores: list[EngineCore], replicas: list[Replica]) -> EngineCore | Replicas:
+    if len(cores) == 1:
+        return cores[0]
+    router = Router([one.scheduler for one in replicas], [one.pool for one in replicas])
+    return Replicas(cores, router)
 
 
 def _media_inputs(spec: ModelSpec, options: EngineOptions) -> "MediaInputs | None":
@@ -189,6 +287,7 @@ def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
         top_logprobs=min(TOP_LOGPROBS, spec.config.vocab_size),
         compile_ahead=not options.enforce_eager,
         adapters=(options.max_loras, options.max_lora_rank) if options.enable_lora else None,
+        mailbox=not options.disable_custom_all_reduce and mailbox.has_use(spec),
     )
     if spec.media is not None:
         config = dataclasses.replace(
@@ -197,7 +296,8 @@ def _runner_config(spec: ModelSpec, options: EngineOptions) -> RunnerConfig:
             encodings=spec.media.encodings(spec.config.max_model_len, config.buckets.growth),
             media=spec.media.columns,
         )
-    return dataclasses.replace(config, num_pages=plan_pages(spec, config, options))
+    pages = processes.agreed(plan_pages(spec, config, options))
+    return dataclasses.replace(config, num_pages=pages)
 
 
 def _feature_rows(spec: ModelSpec, options: EngineOptions, on_cpu: bool) -> int:

@@ -36,6 +36,8 @@ class EngineCore:
         self._outputs = outputs
         self._vocab_size = vocab_size
         self._in_flight: deque[tuple[Schedule, StepOutput]] = deque()
+        self._due = False
+        """Whether the tokens of the oldest step in flight come before the next is dispatched."""
         self._requests: dict[str, Request] = {}
         self._error: BaseException | None = None
         self.num_steps = 0
@@ -53,10 +55,19 @@ class EngineCore:
 
     def add(self, request: Request, sink: Sink) -> None:
         """Queues a request; `sink` gets its outputs. Raises what `Scheduler.add` raises."""
-        self._check_alive()
+        self.check_alive()
+        self.take(request)
+        self._outputs.open(request, sink)
+
+    def take(self, request: Request) -> None:
+        """Queues a request whose outputs are being collected."""
         self._scheduler.add(request)
         self._requests[request.id] = request
-        self._outputs.open(request, sink)
+
+    def withdraw(self, request: Request) -> None:
+        """Gives up a request that has never run, for another to `take`."""
+        self._scheduler.withdraw(request)
+        del self._requests[request.id]
 
     def abort(self, request_id: str) -> bool:
         """Ends a request now and frees its pages. False if it is not known, or no longer."""
@@ -74,29 +85,48 @@ class EngineCore:
 
     def step(self) -> None:
         """Dispatches one step and handles the tokens of the one before, while the device works."""
-        self._check_alive()
-        try:
-            schedule = self._scheduler.schedule()
-            if schedule is not None:
-                self._in_flight.append((schedule, self._dispatch(schedule)))
-                self.num_steps += 1
-            if self._in_flight and (schedule is None or len(self._in_flight) > 1):
-                self._collect(*self._in_flight.popleft())
-        except BaseException as error:  # a second Ctrl-C, too, leaves host and device at odds
-            self._error = error
-            raise
+        self._go_on(wait=True)
+
+    def advance(self) -> bool:
+        """What `step` does, as far as that goes without waiting for the device; False if it does
+        not. Where it stops the device has a step that runs and one behind it, if there is work."""
+        return self._go_on(wait=False)
 
     def recompute_all(self) -> None:
         """Reads what is in flight, then makes every running sequence start over from its tokens."""
         while self._in_flight:
             self._collect(*self._in_flight.popleft())
+        self._due = False
         self._scheduler.preempt_all()
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raises EngineClosedError where it has died of an error."""
         if self._error is not None:
             raise EngineClosedError(
                 f"the engine stopped after an error ({self._error!r}). Make a new one."
             ) from self._error
+
+    def _go_on(self, *, wait: bool) -> bool:
+        self.check_alive()
+        try:
+            dispatches = not self._due
+            if dispatches:
+                self._dispatch_next()
+            collects = self._due and (wait or self._in_flight[0][1].tokens.is_ready())
+            if collects:
+                self._due = False
+                self._collect(*self._in_flight.popleft())
+            return dispatches or collects
+        except BaseException as error:  # a second Ctrl-C, too, leaves host and device at odds
+            self._error = error
+            raise
+
+    def _dispatch_next(self) -> None:
+        schedule = self._scheduler.schedule()
+        if schedule is not None:
+            self._in_flight.append((schedule, self._dispatch(schedule)))
+            self.num_steps += 1
+        self._due = bool(self._in_flight) and (schedule is None or len(self._in_flight) > 1)
 
     def _dispatch(self, schedule: Schedule) -> StepOutput:
         for sequence in schedule.admitted:
@@ -138,6 +168,7 @@ class EngineCore:
 
     def _collect(self, schedule: Schedule, output: StepOutput) -> None:
         """Waits for a step's tokens and hands them to their sequences."""
+        self._runner.executor.wait(output.tokens)
         tokens = np.asarray(output.tokens).tolist()
         logprobs = self._reader.of_rows(schedule, output, tokens)
         for sequence, start, prompt in self._reader.of_prompts(schedule, output):

@@ -68,6 +68,8 @@ class RunnerConfig:
     """The programs that make features, those of a kind ascending."""
     media: int = 0
     """Columns that say of each token of a mixed step how it is seen, as in `Layout`."""
+    mailbox: bool = False
+    """Whether devices add up what each has through a `Mailbox`, and not through XLA."""
 
     @property
     def num_slots(self) -> int:

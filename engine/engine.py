@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..errors import EngineClosedError, PromptError
+from ..errors import EngineClosedError, OptionError, PromptError
 from ..lora.request import LoRARequest
 from . import adapters, beam_search, requests
 from .assembly import Assembly, assemble
@@ -180,18 +180,21 @@ class Engine:
     def params(self) -> dict[str, jax.Array]:
         """The weights, a JAX pytree: dotted name to array on the device, or on all of the mesh.
 
-        Where there are fewer KV heads than devices, `qkv` holds a copy of each for every device.
+        Those of the first replica, where there are several. Where there are fewer KV heads than
+        devices, `qkv` holds a copy of each for every device.
         """
-        return self._running.runner.params
+        return self._running.replicas[0].runner.executor.params
 
     def update_params(self, params: Mapping[str, Any]) -> None:
         """Takes new weights, of the names, shapes and types of `params`, in place of the old ones.
 
         Arrays that lie on the devices as those of `params` do are taken without a copy, and others
-        on the same devices go between these. Running requests go on with the new weights from their
-        tokens so far; the prefix cache is dropped. Raises CheckpointError, before anything changes,
-        where the tree does not match.
+        on the same devices go between these; all replicas get them. Running requests go on with the
+        new weights from their tokens so far; the prefix cache is dropped. Raises CheckpointError,
+        before anything changes, where the tree does not match.
         """
+        if jax.process_count() > 1:
+            raise OptionError("weights cannot be replaced where several processes share a model.")
         with self._lock:
             update_params(self._running, params)
 
@@ -208,7 +211,7 @@ class Engine:
         True where none ran, so that no page holds anything computed before.
         """
         with self._lock:
-            return self._running.pool.reset_prefix_cache()
+            return self._running.reset_prefix_cache()
 
     def add_lora(self, lora_request: LoRARequest) -> bool:
         """Loads an adapter before a request needs it; False where it was loaded already.
@@ -250,11 +253,28 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether every planned program is compiled. Serving does not wait for that."""
-        return self._running.runner.programs.ready
+        return self._running.programs.ready
 
     def wait_until_ready(self, timeout: float | None = None) -> bool:
         """Blocks until `ready`; False after `timeout` seconds."""
-        return self._running.runner.programs.wait(timeout)
+        return self._running.programs.wait(timeout)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it takes requests: of several processes only the first does."""
+        return self._running.follower is None
+
+    def follow(self) -> None:
+        """Runs what the first of several processes schedules, until that closes its engine.
+
+        Raises OptionError in the first, and EngineClosedError where that is lost.
+        """
+        assembly = self._running
+        if assembly.follower is None:
+            raise OptionError("only processes whose engine does not lead (Engine.leads) follow.")
+        execute = assembly.replicas[0].runner.executor.execute
+        for key, arrays in assembly.follower.messages():
+            execute(key, *arrays)
 
     def close(self) -> None:
         """Aborts everything and gives the device memory back. May be called twice."""
@@ -323,6 +343,11 @@ class Engine:
         priority: int | Sequence[int] | None,
         kind: RequestOutputKind,
     ) -> Callable[[int, Prompt], Request]:
+        if not self.leads:
+            raise OptionError(
+                f"this is process {jax.process_index()} of {jax.process_count()}, and the first "
+                "takes all requests: call Engine.follow() here, which runs what that schedules."
+            )
         return requests.maker(self._running, count, params, priority, kind, self._serial)
 
     def _generate(

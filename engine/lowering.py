@@ -1,12 +1,14 @@
 """From a program's name to something XLA can compile: every shape of an engine in one place."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from ..models import functional
 from ..models.shards import TENSOR
@@ -31,6 +33,7 @@ from .device_state import (
     write_mask_rows,
     write_table_rows,
 )
+from .mailbox import SPECS as MAILBOX_SPECS, new_mailbox
 from .mesh import over, placed
 from .program_cache import ProgramCache
 from .programs import Key
@@ -45,7 +48,7 @@ class _Part(NamedTuple):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    """Their shapes."""
+    """Shapes."""
     specs: tuple[Any, ...]
     """How they lie on a mesh; one of them may be for a tree of arrays."""
     out: Any
@@ -70,7 +73,30 @@ def compiler_options(key: Key) -> dict[str, bool | int]:
     if jax.default_backend() != "gpu":
         return {}
     few = isinstance(key, Program) and key.tokens < _FEW_ROWS
-    return {"xla_gpu_enable_triton_gemm": few, "xla_gpu_dot_merger_threshold_mb": 0}
+    return {
+        "xla_gpu_enable_triton_gemm": few,
+        "xla_gpu_dot_merger_threshold_mb": 0,
+        # processes would wait for each other's results, though each compiles in an order of its own
+        "xla_gpu_shard_autotuning": False,
+    }
+
+
+def planned(spec: "ModelSpec", config: RunnerConfig) -> list[Key]:
+    """All programs, those that a fresh engine is likely to need first in front."""
+    steps = config.buckets.programs()
+    needless = {Auxiliary.WRITE_ADAPTER} if spec.adapters is None else set()
+    return [*steps[:2], *config.encodings, *steps[2:], *(a for a in Auxiliary if a not in needless)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ForReplicas:
+    """A program lowered for each of several replicas."""
+
+    lowered: Sequence[jax.stages.Lowered]
+
+    def compile(self, compiler_options: dict[str, Any] | None = None) -> list[jax.stages.Compiled]:
+        """For one after the other: on a GPU, JAX's cache has it from the second on."""
+        return [one.compile(compiler_options=compiler_options) for one in self.lowered]
 
 
 class Lowering:
@@ -78,23 +104,31 @@ class Lowering:
 
     def __init__(self, spec: "ModelSpec", config: RunnerConfig, cache: Path | None = None) -> None:
         """`cache` is a folder for traced programs; None traces them in every process."""
+        # the first replica's, of which all others differ in the devices alone
         self._spec = spec
         self._config = config
-        self._params = placed(spec.shapes, spec.specs, spec.mesh)
         self._state_specs = state_specs(spec)
-        self._state = placed(
-            jax.eval_shape(lambda: new_state(spec, config)), self._state_specs, spec.mesh
-        )
+        self._state = jax.eval_shape(lambda: new_state(spec, config))
         self._tables = jax.eval_shape(lambda: new_tables(spec, config))
         self._features = jax.eval_shape(lambda: new_features(spec, config))
+        self._mailbox = None
+        if config.mailbox and spec.mesh is not None:
+            self._mailbox = jax.eval_shape(functools.partial(new_mailbox, spec, spec.mesh))
         # the config is what a graph definition is made from
         encoders = None if spec.media is None else spec.media.encoders
         model = spec.architecture, spec.config, spec.shapes, encoders
-        identity = (*model, self._state, self._tables, config)
-        self._cache = ProgramCache(cache if spec.mesh is None else None, identity)
+        mesh = None if spec.mesh is None else (tuple(spec.mesh.shape.items()), spec.specs)
+        self._cache = ProgramCache(cache, (*model, mesh, self._state, self._tables, config))
 
     def __call__(self, key: Key) -> jax.stages.Lowered:
         """The lowered program of `key`; its arguments are as in `make_step` or `device_state`."""
+        return self._lowered(key, self._spec.mesh)[0]
+
+    def for_replicas(self, key: Key) -> "ForReplicas":
+        """The program of `key` for each replica, traced once."""
+        return ForReplicas(self._lowered(key, *self._spec.meshes))
+
+    def _lowered(self, key: Key, *meshes: Mesh | None) -> list[jax.stages.Lowered]:
         match key:
             case Program():
                 part = self._step(key)
@@ -104,7 +138,8 @@ class Lowering:
                 part = self._auxiliary(key)
         function = over(self._spec.mesh, part.function, part.specs, part.out)
         jitted = jax.jit(function, donate_argnums=part.donated)
-        return self._cache.lower(key, jitted, part.donated, part.args)
+        args = [placed(part.args, part.specs, mesh) for mesh in meshes]
+        return self._cache.lower(key, jitted, part.donated, *args)
 
     def _step(self, program: Program) -> _Part:
         step = make_step(self._graphdef(adapted=program.adapters), program, self._config)
@@ -112,16 +147,17 @@ class Lowering:
         packed = jax.ShapeDtypeStruct((self._config.layout(program).size,), jnp.int32)
         adapters = self._adapters if program.adapters else None
         features = None if program.decode else self._features
-        args = self._params, adapters, features, self._state, tables, packed
+        args = self._spec.shapes, adapters, features, self._mailbox, self._state, tables, packed
         every, state = _EVERYWHERE, self._state_specs
-        specs = self._spec.specs, self._adapter_specs(adapters), every, state, every, every
-        return _Part(step, args, specs, (state, every, every), donated=(3, 4))
+        mailbox = every if self._mailbox is None else MAILBOX_SPECS
+        specs = self._spec.specs, self._adapter_specs(adapters), every, mailbox, state, every, every
+        return _Part(step, args, specs, (state, every, every), donated=(4, 5))
 
     def _encoding(self, key: Encoding) -> _Part:
         assert self._spec.media is not None, "only planned for models that take media"
         encoder = self._spec.media.encoders[key.kind]
         rows = jax.ShapeDtypeStruct((encoder.num_rows(key.units),), jnp.int32)
-        args = self._params, self._features, encoder.abstract(key.units), rows
+        args = self._spec.shapes, self._features, encoder.abstract(key.units), rows
         specs = self._spec.specs, *(_EVERYWHERE,) * 3
         return _Part(self._encode, args, specs, _EVERYWHERE, donated=(1,))
 
@@ -173,12 +209,11 @@ class Lowering:
         """What reads the weights."""
         lie = self._spec.specs, self._adapter_specs(self._adapters)
         specs = *lie, *(_EVERYWHERE,) * len(args)
-        return _Part(read, (self._params, self._adapters, *args), specs, _EVERYWHERE)
+        return _Part(read, (self._spec.shapes, self._adapters, *args), specs, _EVERYWHERE)
 
     @property
     def _adapters(self) -> dict[str, jax.ShapeDtypeStruct] | None:
-        adapters = self._spec.adapters
-        return None if adapters is None else placed(adapters.shapes, adapters.specs, adapters.mesh)
+        return self._spec.adapters and self._spec.adapters.shapes
 
     def _adapter_specs(self, given: object) -> Any:
         """How adapters lie, if any are given."""

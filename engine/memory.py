@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -11,6 +12,7 @@ from ..errors import MemoryBudgetError
 from ..models import hopper
 from ..pallas_kernels.decode_splits import MOST_SPLITS
 from .device_state import RunnerConfig, new_tables
+from .mailbox import mailbox_bytes
 from .options import EngineOptions
 
 if TYPE_CHECKING:
@@ -88,27 +90,35 @@ def _round_down(pages: int) -> int:
 
 
 def _gpu_budget(spec: "ModelSpec", config: RunnerConfig, options: EngineOptions) -> int:
-    allowed = _allowed_bytes(spec, options)
-    used = (jax.devices()[0].memory_stats() or {}).get("bytes_in_use", 0)
+    stats = _least_free(spec.all_devices)
+    free = _allowed_bytes(spec, options, stats) - stats.get("bytes_in_use", 0)
     tables = jax.eval_shape(lambda: new_tables(spec, config))
     fixed = spec.device_bytes + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tables))
     fixed += 0 if spec.adapters is None else spec.adapters.nbytes
+    fixed += mailbox_bytes(spec) if config.mailbox else 0
     fixed += config.feature_rows * spec.config.hidden_size * spec.dtype.itemsize
     scratch = max(temporaries(spec, config), tower_temporaries(spec, config))
-    budget = int(allowed - used - fixed - scratch)
+    budget = int(free - fixed - scratch)
     if budget <= 0:
         raise MemoryBudgetError(
             f"weights, adapters and tables take {fixed / 2**30:.2f} GiB and temporaries "
-            f"{scratch / 2**30:.2f} GiB, but {(allowed - used) / 2**30:.2f} GiB are free. "
+            f"{scratch / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free. "
             f"Raise gpu_memory_utilization (now {options.gpu_memory_utilization}), lower "
             "max_num_batched_tokens, max_loras or max_lora_rank, or use a smaller model."
         )
     return budget
 
 
-def _allowed_bytes(spec: "ModelSpec", options: EngineOptions) -> float:
+def _least_free(devices: Sequence[jax.Device]) -> dict[str, int]:
+    """Memory of the device that has the least to spare: pools are equal on all."""
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    stats = [device.memory_stats() or {} for device in own]
+    return min(stats, key=lambda one: one.get("bytes_limit", 0) - one.get("bytes_in_use", 0))
+
+
+def _allowed_bytes(spec: "ModelSpec", options: EngineOptions, stats: Mapping[str, int]) -> float:
     """What `gpu_memory_utilization` allows, or what JAX's allocator has, less its scratch."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    limit = stats.get("bytes_limit", 0)
     wanted = options.gpu_memory_utilization * limit / float(os.environ.get(_FRACTION, _JAX_DEFAULT))
     largest = max(shape.size * shape.dtype.itemsize for shape in spec.shapes.values())
     allowed = min(wanted, limit - 1.25 * largest - 2**28)
@@ -134,7 +144,8 @@ def temporaries(spec: "ModelSpec", config: RunnerConfig) -> int:
     )
     heads = (model.num_heads + 2 * model.num_kv_heads) * spec.cache_head_dim
     values = largest.tokens * (3 * model.hidden_size + 3 * widest // 2 + heads)
-    logits = 3 * largest.rows * model.vocab_size
+    # gathered from several devices they lie otherwise than XLA samples from them
+    logits = (3 if spec.devices == 1 else 5) * largest.rows * model.vocab_size
     partial = MOST_SPLITS * largest.rows * heads
     workspace = _BLAS_WORKSPACE if jax.default_backend() == "gpu" else 0
     return max(values * spec.dtype.itemsize, logits * 4, partial * 4) * 9 // 8 + workspace
@@ -161,9 +172,10 @@ def _check_host_memory(spec: "ModelSpec") -> None:
     with open("/proc/meminfo") as file:
         lines = dict(line.split(":") for line in file)
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    if spec.weight_bytes > free:
+    needed = spec.weight_bytes * len(spec.meshes)
+    if needed > free:
         raise MemoryBudgetError(
-            f"the weights take {spec.weight_bytes / 2**30:.2f} GiB as {spec.dtype}, but "
+            f"the weights take {needed / 2**30:.2f} GiB as {spec.dtype}, but "
             f"{free / 2**30:.2f} GiB of memory are free. Use a smaller model, "
             "dtype='bfloat16', or a machine with more memory."
         )

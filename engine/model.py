@@ -26,7 +26,8 @@ from .media_spec import MediaSpec, media_spec
 from .mesh import (
     Specs,
     device_bytes,
-    make_mesh,
+    devices_of,
+    make_meshes,
     num_devices,
     shardings,
     shared_out,
@@ -67,6 +68,8 @@ class ModelSpec:
     """Shape and type of every parameter, by dotted path."""
     mesh: Mesh | None
     """The devices that share it; None for one."""
+    meshes: tuple[Mesh | None, ...]
+    """Those of each replica, of which this is one."""
     specs: Specs
     """How the parameters lie on them."""
     copied: frozenset[str]
@@ -80,6 +83,20 @@ class ModelSpec:
     def devices(self) -> int:
         """That share the weights."""
         return num_devices(self.mesh)
+
+    @property
+    def all_devices(self) -> list[jax.Device]:
+        """Those of all replicas."""
+        return [one for mesh in self.meshes for one in devices_of(mesh)]
+
+    @property
+    def replicas(self) -> "list[ModelSpec]":
+        """The specs of all replicas, in their order."""
+        return [self._on(mesh) for mesh in self.meshes]
+
+    def _on(self, mesh: Mesh | None) -> "ModelSpec":
+        adapters = self.adapters and dataclasses.replace(self.adapters, mesh=mesh)
+        return dataclasses.replace(self, mesh=mesh, adapters=adapters)
 
     @property
     def shardings(self) -> dict[str, NamedSharding] | None:
@@ -111,7 +128,8 @@ class ModelSpec:
 
 def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
     """Finds the model's folder and reads its config. Downloads it if need be, with its `weights`;
-    of parts that are models of their own, what describes them.
+    of parts that are models of their own, what describes them. The spec is that of the first
+    replica.
 
     Raises CheckpointError, ModelConfigError, UnsupportedModelError or OptionError.
     """
@@ -130,7 +148,10 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
     parts = find_parts(getattr(architecture, "parts", {}), hf_config, options.download_dir)
     source, hf_config = Source(folder, parts), joined(hf_config, parts.values())
     config = architecture.config_class.from_hf(hf_config, max_model_len=options.max_model_len)
-    mesh = make_mesh(options.tensor_parallel_size, options.mesh, config)
+    meshes = make_meshes(
+        options.data_parallel_size, options.tensor_parallel_size, options.mesh, config
+    )
+    mesh = meshes[0]
     config = shared_out(config, mesh)
     backend = jax.default_backend()
     dtype = resolve_dtype(options.dtype, hf_config, backend)
@@ -151,6 +172,7 @@ def find_spec(options: EngineOptions, *, weights: bool = True) -> ModelSpec:
         graphdef=graphdef,
         shapes=shapes,
         mesh=mesh,
+        meshes=meshes,
         specs=specs_of(axes, shapes, mesh),
         copied=frozenset(name for name in shapes if has_copies(axes[name])),
         adapters=adapter_spec(

@@ -92,8 +92,20 @@ class EngineOptions:
     """JAX's persistent compilation cache: `auto` is ~/.cache/quire/xla, None is off."""
     tensor_parallel_size: int = 1
     """Devices that share the weights and the KV pool, each with some of the heads."""
+    data_parallel_size: int = 1
+    """Replicas of the model, each on `tensor_parallel_size` devices of its own."""
     mesh: object | None = None
-    """Those devices as a `jax.sharding.Mesh` with the axis `tensor`; None: the first of all."""
+    """Those devices as a `jax.sharding.Mesh` with the axes `data` and `tensor`, or one of them;
+    None: the first of all."""
+    coordinator_address: str | None = None
+    """Host and port of the first of several processes that share a model; `auto`: from the
+    cluster's environment. None: this process alone, or those that `jax.distributed` connected."""
+    num_processes: int | None = None
+    """With a `coordinator_address`: how many processes there are."""
+    process_id: int | None = None
+    """With a `coordinator_address`: which of them this one is, from 0."""
+    disable_custom_all_reduce: bool = False
+    """Leaves sums over GPUs to XLA, where a kernel would make them in each other's memory."""
     deterministic: bool = False
     """The bits of a result depend on its request alone: one program serves every step."""
     enforce_eager: bool = False
@@ -119,13 +131,11 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "tokenizer_mode": ("auto", "fast"),
     "trust_remote_code": (True, False),
     "pipeline_parallel_size": (1,),
-    "data_parallel_size": (1,),
     "quantization": (),
     "kv_cache_dtype": ("auto",),
     "cpu_offload_gb": (0,),
     "swap_space": (0, 4),
     "enable_chunked_prefill": (True,),
-    "disable_custom_all_reduce": (True, False),
     "enable_sleep_mode": (False,),
     "device": ("auto", "cuda", "gpu", "cpu"),
     "compilation_config": (),
@@ -143,6 +153,7 @@ _POSITIVE = (
     "max_num_batched_tokens",
     "kv_cache_memory_bytes",
     "tensor_parallel_size",
+    "data_parallel_size",
 )
 
 

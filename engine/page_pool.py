@@ -130,6 +130,10 @@ class PagePool:
             pages.append(page)
         return pages
 
+    def knows(self, digest: bytes) -> bool:
+        """Whether a page has this hash."""
+        return digest in self._by_hash
+
     def register(self, page: int, digest: bytes, owner: str = "") -> None:
         """Makes a full page in use findable. A hash that already has a page keeps that page.
 

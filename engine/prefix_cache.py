@@ -27,12 +27,17 @@ class PrefixCache:
         log-probabilities) finds nothing before it has output; the others of
         its n sequences do, since computing the prompt once is enough.
         """
+        chain = self.chain(sequence)
+        return [] if _must_compute_prompt(sequence) else self._pool.match(chain)
+
+    def chain(self, sequence: Sequence) -> Iterator[bytes]:
+        """Hashes of the pages that could hold the beginning of a sequence which waits, computed as
+        they are asked for; none where it shares no pages."""
         if sequence.hashes[:1] != [self._pool.root]:
             sequence.hashes = [self._pool.root]
-        if not self._shares(sequence) or _must_compute_prompt(sequence):
-            return []
+        shares = self._shares(sequence)
         full = (len(sequence.tokens) - 1) // self._pool.page_size
-        return self._pool.match(self._chain(sequence, 0, full))
+        return self._chain(sequence, 0, full if shares else 0)
 
     def register(self, sequence: Sequence) -> None:
         """Makes the pages of a running sequence findable that are scheduled and known in full."""

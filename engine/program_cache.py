@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax import export
 
+from ..pallas_kernels.peer_sum import Mailbox
 from . import sampler
 from .device_state import DeviceState, TokenTables
 from .step import StepOutput
@@ -27,6 +28,7 @@ _SOURCES = ("engine", "models", "pallas_kernels", "lora", "multimodal")
 _MOSAIC = b"mosaic_gpu"
 """Is in the code of a program with kernels."""
 
+export.register_namedtuple_serialization(Mailbox, serialized_name="quire.Mailbox")
 for _node in (DeviceState, TokenTables, StepOutput, sampler.LogprobResult):
     export.register_pytree_node_serialization(
         _node,
@@ -50,28 +52,34 @@ class ProgramCache:
         self._identity = repr(identity)
 
     def lower(
-        self, key: object, function: Any, donated: tuple[int, ...], args: Sequence[Any]
-    ) -> jax.stages.Lowered:
-        """The jitted `function`, lowered for `args`, the `donated` ones of which it may reuse."""
-        if self._folder is None:
-            return function.lower(*args)
+        self, key: object, function: Any, donated: tuple[int, ...], *args: Sequence[Any]
+    ) -> list[jax.stages.Lowered]:
+        """The jitted `function`, lowered for each of `args`, the `donated` ones of which it may
+        reuse. It is traced once: they may differ in the devices alone, and not in their number."""
+        if self._folder is None and len(args) == 1:
+            return [function.lower(*args[0])]
         exported = self._read(key)
         if exported is None:
-            exported = export.export(function)(*args)
-            self._write(key, bytes(exported.serialize()))
+            exported = export.export(function)(*args[0])
+            self._write(key, exported)
         if _MOSAIC in exported.mlir_module_serialized:
             importlib.import_module("jax.experimental.mosaic.gpu")  # tells XLA its runtime library
-        return jax.jit(exported.call, donate_argnums=donated).lower(*args)
+        call = jax.jit(exported.call, donate_argnums=donated)
+        return [call.lower(*one) for one in args]
 
     def _read(self, key: object) -> export.Exported | None:
+        if self._folder is None:
+            return None
         try:
             return export.deserialize(bytearray(self._path(key).read_bytes()))
         except Exception:  # missing, or left half written, or of another layout: made anew
             return None
 
-    def _write(self, key: object, data: bytes) -> None:
+    def _write(self, key: object, exported: export.Exported) -> None:
         """All or nothing, since other processes read and write here too."""
-        path = self._path(key)
+        if self._folder is None:
+            return
+        path, data = self._path(key), bytes(exported.serialize())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

@@ -183,3 +183,23 @@ class Programs:
             self.compiled += 1
             self._running.discard(program)
             self._changed.notify_all()
+
+
+class ProgramsOfOne:
+    """The programs of one replica, where each was compiled for several."""
+
+    def __init__(self, programs: Programs, index: int) -> None:
+        self._programs = programs
+        self._index = index
+
+    def get(self, needed: Program) -> tuple[Program, Compiled]:
+        """As `Programs.get`."""
+        program, compiled = self._programs.get(needed)
+        return program, self._own(compiled)
+
+    def exactly(self, key: Key) -> Compiled:
+        """As `Programs.exactly`."""
+        return self._own(self._programs.exactly(key))
+
+    def _own(self, compiled: Any) -> Compiled:
+        return compiled[self._index]

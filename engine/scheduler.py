@@ -11,6 +11,7 @@ Pages that are freed meanwhile may be handed out at once, because the device run
 
 import dataclasses
 import heapq
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 from ..errors import MemoryBudgetError, OptionError, PromptError, nearest
@@ -76,6 +77,7 @@ class Scheduler:
         self._running: dict[Sequence, None] = {}  # in order of admission
         self._free_slots = list(range(min(config.max_num_seqs, self._budget)))  # a heap
         self._num_slots = len(self._free_slots)
+        self._left_over = False
         self.num_preemptions = 0
         """Preemptions since the start."""
 
@@ -90,6 +92,44 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def load(self) -> int:
+        """Tokens that it has pages for, and prompt tokens that wait."""
+        held = self._pool.num_pages - 1 - self._pool.num_free
+        return held * self._page_size + self._waiting.prompt_tokens
+
+    @property
+    def has_left_over(self) -> bool:
+        """Whether sequences wait that there was no room for in the last step."""
+        return self._left_over and bool(self._waiting)
+
+    def prefix_hashes(self, request: Request) -> Iterator[bytes]:
+        """Names of the pages that could hold the beginning of a prompt, computed as they are asked
+        for; none without the prefix cache."""
+        if not self._prefixes.enabled:
+            return iter(())
+        return self._prefixes.chain(request.sequences[0])
+
+    def room(self) -> tuple[int, int]:
+        """Slots and pages for sequences to be admitted at once; none where others wait."""
+        if self._waiting:
+            return 0, 0
+        return len(self._free_slots), self._pool.num_free - self._reserve()
+
+    def has_slot_for(self, request: Request) -> bool:
+        """Whether the adapter of a request, if it has one, could be at work now."""
+        adapter = request.adapter
+        return adapter is None or self._adapter_slots.has_room(adapter.digest)
+
+    def never_run(self) -> Request | None:
+        """The first request in order of which nothing has run yet."""
+        return next((s.request for s in self._waiting if _never_ran(s.request)), None)
+
+    def withdraw(self, request: Request) -> None:
+        """Forgets a request that has never run, as if it had not been added."""
+        for sequence in request.sequences:
+            self._waiting.remove(sequence)
 
     def add(self, request: Request) -> None:
         """Queues the sequences of `request`; its `arrival` must be its own.
@@ -154,6 +194,7 @@ class Scheduler:
         self._continue_running(schedule)
         if self._waiting and self._free_slots and not schedule.preempted:
             self._admit_waiting(schedule)
+        self._left_over = bool(self._waiting)
         schedule.encodes = self._held.take_new()
         chunks = schedule.chunks
         if not chunks:
@@ -255,11 +296,11 @@ class Scheduler:
         while needed > self._pool.num_free:
             victim = max(self._running, key=self._order)
             needed -= self._pages_missing(victim)
-            self._withdraw(schedule, victim)
+            self._take_out(schedule, victim)
             self._preempt(victim)
             schedule.preempted.append(victim)
 
-    def _withdraw(self, schedule: Schedule, sequence: Sequence) -> None:
+    def _take_out(self, schedule: Schedule, sequence: Sequence) -> None:
         """Takes its chunk, if it has one, out of the step again."""
         for index, chunk in enumerate(schedule.chunks):
             if chunk.sequence is sequence:
@@ -392,6 +433,11 @@ class Scheduler:
                 "the prompt, or give the pool more memory (gpu_memory_utilization or "
                 "kv_cache_memory_bytes)."
             )
+
+
+def _never_ran(request: Request) -> bool:
+    """Whether all of its sequences wait, for the first time."""
+    return all(s.slot < 0 and not s.preemptions and not s.finished for s in request.sequences)
 
 
 def _by_arrival(sequence: Sequence) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from ..models import functional
 from ..models.batch import TokenBatch
 from ..models.features import Features
+from ..pallas_kernels.peer_sum import Mailbox
 from . import sampler
 from .batch import RowField
 from .buckets import Program, Variant
@@ -35,10 +36,11 @@ def make_step(
 ) -> Callable[..., tuple[DeviceState, TokenTables | None, StepOutput]]:
     """The function `program` compiles.
 
-    (params, adapters, features, state, tables, packed) -> (state, tables, output), where state and
-    tables are donated; tables is None below the variant PENALIZED, adapters in a program without
-    them, for which `graphdef` has no room for them, and features in decode programs and those of
-    models that do not see. `packed` is what `BatchBuilder.build` wrote.
+    (params, adapters, features, mailbox, state, tables, packed) -> (state, tables, output), where
+    state and tables are donated; tables is None below the variant PENALIZED, adapters in a program
+    without them, for which `graphdef` has no room for them, features in decode programs and those
+    of models that do not see, and mailbox where `config` does not want one. `packed` is what
+    `BatchBuilder.build` wrote.
     """
     layout, page_size = config.layout(program), config.page_size
 
@@ -46,6 +48,7 @@ def make_step(
         params: dict[str, Array],
         adapters: dict[str, Array] | None,
         features: Float[Array, "F E"] | None,
+        mailbox: Mailbox | None,
         state: DeviceState,
         tables: TokenTables | None,
         packed: Int[Array, " size"],
@@ -58,6 +61,7 @@ def make_step(
         with jax.named_scope("batch"):
             tokens = jnp.where(tokens < 0, state.last_token[slots[token_rows]], tokens)
             batch = token_batch(program, page_size, rows, token_rows, page_table[slots])
+            batch = dataclasses.replace(batch, mailbox=mailbox)
             if adapters is not None:
                 batch = dataclasses.replace(batch, adapters=rows[token_rows, RowField.ADAPTER])
             if config.rotates_by_three:

@@ -19,6 +19,8 @@ class WaitingQueue:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._lines: dict[str, list[Sequence]] = {}  # by the adapter's digest, none of them empty
+        self.prompt_tokens = 0
+        """Of all that wait."""
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
@@ -34,6 +36,7 @@ class WaitingQueue:
         insort(
             self._lines.setdefault(sequence.request.adapter_digest, []), sequence, key=self._order
         )
+        self.prompt_tokens += sequence.prompt_len
 
     def remove(self, sequence: Sequence) -> None:
         """Takes out a sequence that was added."""
@@ -43,6 +46,7 @@ class WaitingQueue:
         if line[index] is not sequence:
             raise AssertionError(f"{sequence} waits, but not in its place")
         del line[index]
+        self.prompt_tokens -= sequence.prompt_len
         if not line:
             del self._lines[name]
 
@@ -59,6 +63,8 @@ class WaitingQueue:
                 raise AssertionError(f"waiting sequences out of order: {name!r} {keys}")
             if {sequence.request.adapter_digest for sequence in line} != {name}:
                 raise AssertionError(f"waiting sequences in a line not their own: {name!r} {line}")
+        if (waiting := sum(sequence.prompt_len for sequence in self)) != self.prompt_tokens:
+            raise AssertionError(f"{waiting} tokens wait, not {self.prompt_tokens}")
 
 
 def _until_closed(name: str, line: list[Sequence], closed: Collection[str]) -> Iterator[Sequence]:

@@ -7,18 +7,18 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from ..errors import CheckpointError
-from .mesh import put
+from .mesh import joined, put, shardings
 
 if TYPE_CHECKING:
     from .assembly import Assembly
+    from .model import ModelSpec
 
 
 def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
     """Replaces the weights by `params`, after checking every name, shape and type.
 
-    Arrays that lie on the engine's devices as its own do are taken as they are, without a copy;
-    those that lie otherwise on the same devices go between them. Raises CheckpointError that lists
-    every mismatch, before anything changes.
+    See `for_replicas` on arrays that lie on devices. Raises CheckpointError that lists every
+    mismatch, before anything changes.
     """
     shapes = assembly.spec.shapes
     problems = [f"{name}: missing" for name in shapes.keys() - params.keys()]
@@ -35,11 +35,31 @@ def update_params(assembly: "Assembly", params: Mapping[str, Any]) -> None:
             f"the new weights do not match the model in {len(problems)} places; start from a copy "
             f"of engine.params.\n  {shown}"
         )
-    places = assembly.spec.shardings or dict.fromkeys(
-        shapes, SingleDeviceSharding(jax.devices()[0])
-    )
-    placed = {name: put(params[name], places[name]) for name in shapes}
+    placed = for_replicas(params, assembly.spec)
     assembly.core.recompute_all()
-    assembly.pool.reset_prefix_cache()
-    assembly.features.clear()
-    assembly.runner.replace_params(placed)
+    for replica, own in zip(assembly.replicas, placed, strict=True):
+        replica.pool.reset_prefix_cache()
+        replica.features.clear()
+        replica.runner.executor.params = own
+
+
+def for_replicas(params: Mapping[str, Any], spec: "ModelSpec") -> list[dict[str, jax.Array]]:
+    """Weights as they lie on the devices of each replica.
+
+    Arrays that lie there as those of the engine do are taken as they are, without a copy; those
+    that lie otherwise on the same devices go between them. Others go to the first replica, and from
+    its devices to the rest.
+    """
+    if spec.shardings is None:
+        place = SingleDeviceSharding(spec.all_devices[0])
+        return [{name: put(given, place) for name, given in params.items()}]
+    meshes = [mesh for mesh in spec.meshes if mesh is not None]
+    every, devices = shardings(spec.specs, joined(meshes)), set(spec.all_devices)
+    places = [shardings(spec.specs, mesh) for mesh in meshes]
+    placed: list[dict[str, jax.Array]] = [{} for _ in places]
+    for name, given in params.items():
+        everywhere = isinstance(given, jax.Array) and given.sharding.device_set == devices
+        there = put(given, (every if everywhere and len(places) > 1 else places[0])[name])
+        for place, own in zip(places, placed, strict=True):
+            own[name] = put(there, place[name])
+    return placed

@@ -22,9 +22,7 @@ REPEATED = ("append", "extend")
 COMPATIBLE: dict[str, type] = {
     "block_size": int,
     "cpu_offload_gb": float,
-    "data_parallel_size": int,
     "device": str,
-    "disable_custom_all_reduce": bool,
     "disable_log_requests": bool,
     "disable_log_stats": bool,
     "distributed_executor_backend": str,

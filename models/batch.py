@@ -5,6 +5,8 @@ import dataclasses
 import jax
 from jaxtyping import Array, Int
 
+from ..pallas_kernels.peer_sum import Mailbox
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TokenBatch:
     """The slot of each token's adapter, the number of slots for none; None where there are none."""
     rotary_positions: Int[Array, "3 T"] | None = dataclasses.field(default=None, kw_only=True)
     """Positions along time, height and width, of models that rotate by them (`models.mrope`)."""
+    mailbox: Mailbox | None = dataclasses.field(default=None, kw_only=True)
+    """Where devices that share the model may put what they have of a sum; None: XLA adds it up."""
     decode: bool = dataclasses.field(metadata={"static": True})
     """True where every row has exactly one token: T == R and rows == arange(R). Static."""
     one_path: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -42,3 +46,8 @@ class TokenBatch:
 def adapters_of(batch: TokenBatch | None) -> Int[Array, " T"] | None:
     """The slot of each token's adapter; None, without a batch, is the first for all."""
     return None if batch is None else batch.adapters
+
+
+def mailbox_of(batch: TokenBatch | None) -> Mailbox | None:
+    """That of the step, if it has one."""
+    return None if batch is None else batch.mailbox

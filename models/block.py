@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..pallas_kernels import block_reference
+from ..pallas_kernels import block_reference, peer_sum
 from ..pallas_kernels.block_reference import Update
-from . import hopper
+from ..pallas_kernels.peer_sum import Mailbox
+from . import hopper, shards
 from .layers import ACTIVATIONS, Embedding, Linear, RMSNorm, matmul
 from .low_rank import LowRank
 
@@ -28,10 +29,12 @@ _PRODUCT_ROWS = range(33, 65)
 
 
 class Sum(NamedTuple):
-    """A product, and what adapters still have to add to it."""
+    """A product, and what adapters and other devices still have to add to it."""
 
     y: Float[Array, "T ..."]
     update: Update | None = None
+    mailbox: Mailbox | None = None
+    """Through which the devices' y are to be added up; None where y is whole."""
 
 
 def project(
@@ -69,11 +72,18 @@ def linear(
     adapters: Int[Array, " T"] | None,
     *,
     defer: bool = False,
+    mailbox: Mailbox | None = None,
 ) -> Sum:
-    """layer(x), that of its adapters included; arguments as for `project`."""
+    """layer(x), that of its adapters included; arguments as for `project`.
+
+    Args:
+        mailbox: what devices have of it may be left to whoever takes the sum, to be added up there.
+    """
+    cut = layer.has_some_inputs
     # what adapters add on each device is added up with its products, which takes no sum of its own
-    defer = defer and not layer.has_some_inputs
-    y, update = project(x, layer.weight[...], layer.lora, adapters, defer=defer)
+    y, update, _ = project(x, layer.weight[...], layer.lora, adapters, defer=defer and not cut)
+    if cut and layer.bias is None and _takes(mailbox, y):
+        return Sum(y, mailbox=mailbox)
     y = layer.whole(y)
     return Sum(y if layer.bias is None else y + layer.bias[...][None], update)
 
@@ -83,9 +93,23 @@ def embedded(
     lora: LowRank | None,
     index: Int[Array, " T"],
     adapters: Int[Array, " T"] | None,
-) -> Float[Array, "T E"]:
-    """Vectors of the table at `index`, as it gives them, `lora` added."""
-    return table(index, None if lora is None else lora.lookup(index, adapters))
+    *,
+    mailbox: Mailbox | None = None,
+) -> Sum:
+    """Vectors of the table at `index`, `lora` added; `mailbox` as for `linear`."""
+    rows = table.own(index, None if lora is None else lora.lookup(index, adapters))
+    if not table.is_part:
+        return Sum(rows)
+    if _takes(mailbox, rows):
+        return Sum(rows, mailbox=mailbox)
+    return Sum(shards.summed(rows))
+
+
+def _takes(mailbox: Mailbox | None, y: Float[Array, "T E"]) -> bool:
+    """Whether there is one, with room for y."""
+    if mailbox is None:
+        return False
+    return y.dtype == mailbox.inbox.dtype and len(y) <= mailbox.inbox.shape[2]
 
 
 def vocabulary(
@@ -102,7 +126,9 @@ def add_norm(
     norm: RMSNorm, x: Float[Array, "T E"], total: Sum
 ) -> tuple[Float[Array, "T E"], Float[Array, "T E"]]:
     """x + total, and its norm."""
-    y, update = total
+    y, update, mailbox = total
+    if mailbox is not None:
+        return peer_sum.add_rms_norm(x, y, norm.weight[...], mailbox, norm.eps)
     if x.shape[0] <= _NORM_ROWS and x.dtype == y.dtype and _on_hopper(x):
         from ..pallas_kernels import row_norm  # slow to import
 

@@ -150,22 +150,21 @@ class Embedding(nnx.Module):
         self.weight = weight((count, size), axes, dtype=dtype, rngs=rngs)
 
     @property
-    def _is_part(self) -> bool:
+    def is_part(self) -> bool:
         """Whether the table is shared out among devices."""
         return self.weight.shape[0] < self.count
 
-    def __call__(
+    def __call__(self, index: Int[Array, "*N"]) -> Float[Array, "*N E"]:
+        """Vectors at `index`; an index out of range takes the nearest that exists."""
+        rows = self.own(index)
+        return shards.summed(rows) if self.is_part else rows
+
+    def own(
         self, index: Int[Array, "*N"], added: Float[Array, "*N E"] | None = None
     ) -> Float[Array, "*N E"]:
-        """Vectors at `index`; an index out of range takes the nearest that exists.
-
-        Args:
-            added: to them, for those that this device has.
-        """
+        """Those that this device has, `added` to them, and zeros for the others."""
         rows = shards.own_rows(self.weight[...], index, self.count)
-        if added is not None:
-            rows = rows + added
-        return shards.summed(rows) if self._is_part else rows
+        return rows if added is None else rows + added
 
     def logits(
         self, x: Float[Array, "*N E"], added: Float[Array, "*N part"] | None = None
@@ -178,7 +177,7 @@ class Embedding(nnx.Module):
         y = matmul(x, self.weight[...], jnp.float32)
         if added is not None:
             y = y + added
-        return shards.gathered(y) if self._is_part else y
+        return shards.gathered(y) if self.is_part else y
 
 
 class RMSNorm(nnx.Module):

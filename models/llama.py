@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from ..pallas_kernels.block_reference import rotate
 from . import hf_config, rope
 from .attention import LayerCache, Rotary, attend, attend_rotary, split_heads
-from .batch import TokenBatch, adapters_of
+from .batch import TokenBatch, adapters_of, mailbox_of
 from .block import Sum, add_norm, embedded, gated_matmul, linear, project, vocabulary
 from .checkpoint_map import CheckpointMap, Piece
 from .features import Features
@@ -141,7 +141,7 @@ class Attention(nnx.Module):
         batch: TokenBatch | None,
     ) -> tuple[Sum, LayerCache | None]:
         weights, adapters = (self.qkv[...], self.qkv_lora), adapters_of(batch)
-        qkv, update = project(x, *weights, adapters, defer=self.q_norm is None)
+        qkv, update, _ = project(x, *weights, adapters, defer=self.q_norm is None)
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...][None]
         options = {"scale": self.scale, "window": self.window}
@@ -152,7 +152,7 @@ class Attention(nnx.Module):
             q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
             y, cache = attend(q, k, v, cache, batch, **options)
         y = y.reshape(x.shape[0], -1)
-        return linear(self.out, y, adapters, defer=True), cache
+        return linear(self.out, y, adapters, defer=True, mailbox=mailbox_of(batch)), cache
 
 
 def _head_norm(config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> RMSNorm:
@@ -183,7 +183,7 @@ class GatedMLP(nnx.Module):
         bias = None if self.gate_up_bias is None else self.gate_up_bias[...]
         weights, adapters = (self.gate_up[...], bias), adapters_of(batch)
         y = gated_matmul(x, *weights, self.activation, self.gate_up_lora, adapters)
-        return linear(self.down, y, adapters, defer=True)
+        return linear(self.down, y, adapters, defer=True, mailbox=mailbox_of(batch))
 
 
 Stream = tuple[Float[Array, "T E"], Sum]
@@ -245,10 +245,12 @@ class Llama(nnx.Module):
         `features` take the place of some tokens' embeddings.
         """
         rotary = self._rotary(tokens, batch)
-        x = embedded(self.embed, self.embed_lora, tokens, adapters_of(batch))
-        if features is not None:
-            x = features.over(x)
-        stream = x, Sum(jnp.zeros_like(x))
+        weights, adapters = (self.embed, self.embed_lora), adapters_of(batch)
+        if features is None:
+            total = embedded(*weights, tokens, adapters, mailbox=mailbox_of(batch))
+        else:
+            total = Sum(features.over(embedded(*weights, tokens, adapters).y))
+        stream = jnp.zeros_like(total.y), total
         stream, cache = run_layers(self.layers, stream, cache, rotary, batch)
         return add_norm(self.norm, *stream)[1], cache
 

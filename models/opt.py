@@ -179,7 +179,7 @@ class OPT(nnx.Module):
     ) -> tuple[Float[Array, "T E"], tuple[LayerCache, ...] | None]:
         """As `Llama.__call__`."""
         positions = jnp.arange(tokens.shape[0]) if batch is None else batch.positions
-        x = embedded(self.embed, self.embed_lora, tokens, adapters_of(batch))
+        x = embedded(self.embed, self.embed_lora, tokens, adapters_of(batch)).y
         if self.project_in is not None:
             x = linear(self.project_in, x, adapters_of(batch)).y
         x = x + self.embed_positions(positions + _POSITION_OFFSET)

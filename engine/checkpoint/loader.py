@@ -122,6 +122,15 @@ def _collect(
     return loaded
 
 
+def _placed(host: "np.ndarray", sharding: "Sharding") -> "jax.Array":
+    import jax
+
+    if sharding.is_fully_addressable:
+        return jax.device_put(host, sharding)
+    # `device_put` would have the processes compare what each has read
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def _load(plan: ParamPlan, sharding: "Sharding", budget: ByteBudget) -> "jax.Array":
     import jax
 
@@ -130,7 +139,7 @@ def _load(plan: ParamPlan, sharding: "Sharding", budget: ByteBudget) -> "jax.Arr
         # on a CPU an array may share its memory with the buffer, so that must not be the file
         host = None if on_cpu else _as_stored(plan)
         try:
-            array = jax.device_put(assemble(plan) if host is None else host, sharding)
+            array = _placed(assemble(plan) if host is None else host, sharding)
             array.block_until_ready()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):

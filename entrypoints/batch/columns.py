@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from ... import LoRARequest, OptionError, PromptError, QuireError, RequestOutputKind
@@ -42,6 +42,27 @@ def result_columns(options: BatchOptions) -> dict[str, str]:
 def failed(fields: Mapping[str, Any], options: BatchOptions) -> bool:
     """Whether a line of the output is an error."""
     return fields.get(options.result_prefix + "error") is not None
+
+
+def check_names(names: Collection[str], options: BatchOptions, *, complete: bool) -> None:
+    """Raises OptionError for columns that are missing, or would be lost.
+
+    Args:
+        names: of the columns.
+        complete: no row has others.
+    """
+    wanted = source_columns(options)
+    if complete and not set(wanted) & set(names):
+        raise OptionError(
+            f"the input has no column {' or '.join(wanted)}.{nearest(wanted[0], names)} It has "
+            f"{', '.join(names)}: name one with --prompt-column."
+        )
+    taken = [name for name in result_columns(options).values() if name in names]
+    if taken:
+        raise OptionError(
+            f"the input has columns {', '.join(taken)}, where answers would go. Give "
+            "--result-prefix, such as answer_."
+        )
 
 
 class Columns:

@@ -3,29 +3,25 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ... import EngineClosedError, SamplingParams
 from . import columns, resuming
+from .answering import answer, complete, limits
 from .journal import Journal
 from .meter import Meter, Summary
 from .plan import Plan, make_plan
-from .rows import Answer, Form, Row
+from .rows import Form, Row
 from .window import Limits, Window
 
 if TYPE_CHECKING:
     from ... import AsyncEngine
 
-T = TypeVar("T")
 Blocks = Iterator[list[Row]]
-SEQUENCES = 256
-"""That run at once, where the engine was not told otherwise."""
-MEDIA_AHEAD = 64
-"""Rows asked beyond those that run, of a model that takes media: what is in memory for them."""
 
 
 def run(
@@ -59,7 +55,7 @@ def run(
             after KeyboardInterrupt.
     """
     plan = make_plan(input, output, model, engine, sampling_params, options)
-    overwrite = plan.options.overwrite
+    overwrite = plan.asking.options.overwrite
     resumed = resuming.check(plan.files, plan.settings, overwrite=overwrite)
     with Journal(plan.files.journal) as journal:
         errors = journal.recover(_failed(plan)) if resumed else 0
@@ -71,7 +67,7 @@ def run(
             meter = Meter(journal.rows, errors, plan.source.count() if use_tqdm else None)
             stack.callback(meter.close)
             if first and asking:
-                _complete(_answer_all(*asking, chain([first], blocks), journal, meter))
+                complete(_answer_all(*asking, chain([first], blocks), journal, meter))
         resuming.finish(plan.files, lambda: _write_table(plan))
         return meter.summary(plan.files.output)
 
@@ -86,12 +82,12 @@ def _opened(plan: Plan, engine: "AsyncEngine | None") -> Iterator[tuple[Form, Li
 
     with contextlib.ExitStack() as stack:
         if engine is None:
-            made = AsyncEngine(plan.model, **plan.engine_options)
+            made = AsyncEngine(plan.asking.model, **plan.asking.engine_options)
             engine = stack.enter_context(contextlib.closing(made))
-        elif plan.server.adapters:
-            known = _complete(engine.list_loras())
-            stack.callback(lambda: _complete(_forget_adapters(engine, known)))
-        yield _complete(_form(plan, engine)), _limits(engine)
+        elif plan.asking.server.adapters:
+            known = complete(engine.list_loras())
+            stack.callback(lambda: complete(_forget_adapters(engine, known)))
+        yield complete(_form(plan, engine)), limits(engine)
 
 
 async def _forget_adapters(engine: "AsyncEngine", known: set[int]) -> None:
@@ -101,37 +97,11 @@ async def _forget_adapters(engine: "AsyncEngine", known: set[int]) -> None:
             await engine.remove_lora(one)
 
 
-def _complete(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, on an event loop of its own; Ctrl-C cancels it.
-
-    Where a loop runs in this thread, as in notebooks, another thread has that loop.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    begun: Future[Callable[[], object]] = Future()
-
-    async def main() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None, "a coroutine runs in a task"
-        begun.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
-        return await work
-
-    with ThreadPoolExecutor(1, "quire-batch") as thread:
-        done = thread.submit(asyncio.run, main())
-        try:
-            return done.result()
-        except KeyboardInterrupt:
-            begun.result()()
-            raise
-
-
 async def _answer_all(
     form: Form, limits: Limits, blocks: Blocks, journal: Journal, meter: Meter
 ) -> None:
     """Reads, asks and writes. Files have a thread of their own, so that nobody waits for disks."""
-    window = Window(functools.partial(_answer, form), limits)
+    window = Window(functools.partial(answer, form), limits)
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, "quire-files") as files:
         rows = _rows(blocks, files)
@@ -145,23 +115,17 @@ async def _answer_all(
 async def _form(plan: Plan, engine: "AsyncEngine") -> Form:
     if not plan.openai:
         return await columns.Columns.open(
-            engine, plan.options, plan.sampling, plan.server.adapters, keep=plan.to_lines
+            engine,
+            plan.asking.options,
+            plan.asking.sampling,
+            plan.asking.server.adapters,
+            keep=plan.to_lines,
         )
     from .openai_lines import OpenAILines
 
-    return await OpenAILines.open(engine, plan.server, engine.options.model, plan.sampling)
-
-
-async def _answer(form: Form, row: Row) -> Answer:
-    """The answer to a row, whatever it is. Raises EngineClosedError."""
-    if row.problem is not None:
-        return form.refusal(row, ValueError(row.problem))
-    try:
-        return await form.answer(row)
-    except EngineClosedError:
-        raise
-    except Exception as error:
-        return form.refusal(row, error)
+    return await OpenAILines.open(
+        engine, plan.asking.server, engine.options.model, plan.asking.sampling
+    )
 
 
 async def _rows(blocks: Blocks, files: ThreadPoolExecutor) -> AsyncGenerator[Row, None]:
@@ -171,22 +135,15 @@ async def _rows(blocks: Blocks, files: ThreadPoolExecutor) -> AsyncGenerator[Row
             yield row
 
 
-def _limits(engine: "AsyncEngine") -> Limits:
-    """A step should always find others to run, and a long answer not hold up those behind it."""
-    running = engine.options.max_num_seqs or SEQUENCES
-    ahead = 3 * running if engine.modalities == {"text"} else MEDIA_AHEAD
-    return Limits(asked=running + ahead, held=16 * running + ahead)
-
-
 def _needed(plan: Plan) -> frozenset[str] | None:
     """The columns to read; None is all of them, which lines of output have."""
-    return None if plan.to_lines else columns.read_columns(plan.options)
+    return None if plan.to_lines else columns.read_columns(plan.asking.options)
 
 
 def _failed(plan: Plan) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a line that was written is an error."""
     if not plan.openai:
-        return functools.partial(columns.failed, options=plan.options)
+        return functools.partial(columns.failed, options=plan.asking.options)
     from .openai_lines import failed
 
     return failed
@@ -195,5 +152,5 @@ def _failed(plan: Plan) -> Callable[[Mapping[str, Any]], bool]:
 def _write_table(plan: Plan) -> None:
     from .tables import write_parquet
 
-    names = columns.result_columns(plan.options)
+    names = columns.result_columns(plan.asking.options)
     write_parquet(plan.source, plan.files.journal, plan.files.output, names)

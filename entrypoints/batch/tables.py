@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ from .journal import replace
 from .parquet import ParquetSource
 from .rows import Source
 
+Rows = TypeVar("Rows", pa.RecordBatch, pa.Table)
 GROUP_ROWS = 2**16
 GROUP_BYTES = 64 * 2**20
 """Most rows of a row group, and about the most bytes."""
@@ -84,15 +85,21 @@ def _write(
 
 def _joined(batch: pa.RecordBatch, lines: Iterator[bytes], added: pa.Schema) -> pa.RecordBatch:
     """A batch of the input, with the results of its rows."""
-    found = [json.loads(line) for line in itertools.islice(lines, batch.num_rows)]
+    found = list(itertools.islice(lines, batch.num_rows))
     if len(found) < batch.num_rows:
         raise _changed()
+    return with_results(batch, found, added)
+
+
+def with_results(rows: Rows, lines: Sequence[bytes], added: pa.Schema) -> Rows:
+    """Rows with the columns `added`, of which each line has those of a row, as JSON."""
+    found = [json.loads(line) for line in lines]
     for field in added:
         values = [one[field.name] for one in found]
         if pa.types.is_list(field.type):
             values = [one if isinstance(one, list | None) else [one] for one in values]
-        batch = batch.append_column(field, pa.array(values, field.type))
-    return batch
+        rows = rows.append_column(field, pa.array(values, field.type))
+    return rows
 
 
 def _changed() -> OptionError:
@@ -120,6 +127,16 @@ def _result_schema(results: Path, names: Mapping[str, str]) -> pa.Schema:
     """The types of result columns: lists where any row has several outputs."""
     with results.open("rb") as lines:
         several = any(isinstance(json.loads(line)[names["text"]], list) for line in lines)
+    return result_schema(names, several=several)
+
+
+def result_schema(names: Mapping[str, str], *, several: bool) -> pa.Schema:
+    """The types of result columns.
+
+    Args:
+        names: theirs, by what they are in `RESULTS`.
+        several: rows may have several outputs.
+    """
     fields: list[pa.Field] = []
     for result in RESULTS:
         kind = _TYPES.get(result, pa.string())

@@ -14,6 +14,7 @@ from ..arguments import (
     sampling_params,
 )
 from ..batch.options import BatchOptions
+from ..following import follows
 
 ABOUT = """\
 Answers the rows of INPUT, in their order, into OUTPUT; both are JSON lines (.jsonl) or Parquet
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
     shown = sys.stderr.isatty()
     given = {"use_tqdm_on_load": shown, **engine_options(args)}
+    if follows(args.model, given):
+        return 0
     given |= options(args, BatchOptions, frozenset())
     try:
         summary = run_batch(

@@ -16,6 +16,7 @@ from ..arguments import (
     engine_options,
     sampling_params,
 )
+from ..following import follows
 
 HELP = "/reset starts over, /exit or Ctrl-D ends, Ctrl-C stops an answer."
 Message = dict[str, Any]
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     given = sampling_params(args)
     SamplingParams(**given)  # a mistake is told before the model loads
+    if args.url is None and follows(args.model, engine_options(args)):
+        return 0
     with _answers(args, given) as answers:
         _converse(answers, args.system)
     return 0

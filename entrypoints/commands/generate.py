@@ -16,6 +16,7 @@ from ..arguments import (
     engine_options,
     sampling_params,
 )
+from ..following import follows
 from ..jobs import Job, read_jobs, result
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         "enforce_eager": args.input is None,
         **engine_options(args),
     }
+    if follows(args.model, options):
+        return 0
     with Engine(args.model, **options) as engine:
         defaults = engine.get_default_sampling_params()
         params = [dataclasses.replace(defaults, **{**given, **job.sampling}) for job in jobs]

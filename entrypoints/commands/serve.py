@@ -5,6 +5,7 @@ import argparse
 from ... import OptionError
 from ..arguments import MODEL_HELP
 from ..extras import need
+from ..following import follows
 from ..openai.options import add_flags, read_flags, several_given
 
 ABOUT = """\
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     """Serves until a signal comes; 1 if the engine died. Raises QuireError for a mistake."""
     need(NEEDED, "the server needs", "server")
     options, engine = read_flags(args)
+    if follows(args.model, engine):
+        return 0
     from ..openai import server
 
     return server.run(args.model, options, engine)

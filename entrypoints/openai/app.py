@@ -72,8 +72,12 @@ UNLOAD_ADAPTER = "/v1/unload_lora_adapter"
 STREAMED = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 
 
-def create_app(service: Service) -> FastAPI:
-    """The ASGI application; it neither starts nor closes the service's engine."""
+def create_app(service: Service, *, request_ids: bool = True) -> FastAPI:
+    """The ASGI application; it neither starts nor closes the service's engine.
+
+    Args:
+        request_ids: answers bear the X-Request-Id; False where a proxy sees to it.
+    """
     app = FastAPI(
         title="Quire",
         summary="An OpenAI-compatible server.",
@@ -91,7 +95,7 @@ def create_app(service: Service) -> FastAPI:
         app.add_exception_handler(exception, _answer_error)
     for gone in (ClientGoneError, ClientDisconnect):
         app.add_exception_handler(gone, answer_nobody)
-    _add_middleware(app, service)
+    _add_middleware(app, service, request_ids=request_ids)
     app.openapi = lambda: _openapi(app)
     return app
 
@@ -198,7 +202,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type=service.metrics.media_type)
 
 
-def _add_middleware(app: FastAPI, service: Service) -> None:
+def _add_middleware(app: FastAPI, service: Service, *, request_ids: bool) -> None:
     """The one added last comes first: a page must be able to read that its key is wrong."""
     options = service.options
     app.add_middleware(BodyLimit, most=options.max_body_bytes)
@@ -214,7 +218,8 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             allow_credentials=options.allow_credentials,
             expose_headers=[REQUEST_ID],
         )
-    app.add_middleware(RequestIds, make=options.enable_request_id_headers)
+    if request_ids:
+        app.add_middleware(RequestIds, make=options.enable_request_id_headers)
     if options.root_path:
         app.add_middleware(RootPath, root_path=options.root_path.rstrip("/"))
 

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -20,17 +19,15 @@ from typing import Any
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
-from ... import AsyncEngine, OptionError, load_chat_template
+from ... import AsyncEngine, OptionError
 from .app import create_app
-from .options import ADAPTER_VARIABLES, ServerOptions, adapters_variable
-from .service import Service, names_of
+from .opening import check, keep_pauses_short, opened
+from .options import ServerOptions
+from .service import Service
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
-SWITCH_INTERVAL = 1e-4
-"""Seconds after which a thread hands Python's lock over: the engine's steps must not wait long for
-the event loop, nor that for them."""
 
 
 def run(model: str | None, options: ServerOptions, engine_options: Mapping[str, Any]) -> int:
@@ -41,43 +38,12 @@ def run(model: str | None, options: ServerOptions, engine_options: Mapping[str, 
     that cannot be.
     """
     _set_up_logs(options)
-    options.load_parsers()
-    load_chat_template(options.chat_template)  # a mistake is told before the model loads
-    _check_adapters(model, options, enabled=engine_options.get("enable_lora") is True)
+    check(model, options, engine_options)
     # bound first: a port that is taken is told before the model loads, and nobody else takes it
-    with _listening(options) as sock:
-        loading = {"use_tqdm_on_load": sys.stderr.isatty(), **engine_options}
-        engine = AsyncEngine(model, **loading)
-        engine.get_tokenizer()  # imported now rather than while the first chat waits
-        try:
-            service = Service(engine, options, model)
-            asyncio.run(service.adapters.start(options.adapters))
-            _keep_pauses_short()
-            return _serve(service, sock)
-        finally:
-            engine.close()
-
-
-def _check_adapters(model: str | None, options: ServerOptions, *, enabled: bool) -> None:
-    """Raises OptionError for adapters that cannot be; warns of what else is set for nothing."""
-    options.check_adapters(names_of(model, options), enabled=enabled)
-    variable = adapters_variable(os.environ)
-    if variable is None and options.lora_dir:
-        logger.warning(
-            "--lora-dir has no effect: clients load adapters only with %s=1.", ADAPTER_VARIABLES[0]
-        )
-    elif variable is not None and not enabled:
-        logger.warning("%s has no effect without --enable-lora.", variable)
-    elif variable is not None:
-        places = ", ".join(options.lora_dir or ["any folder and from the Hub"])
-        logger.warning("%s: clients may load adapters from %s.", variable, places)
-
-
-def _keep_pauses_short() -> None:
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    # what has been made by now stays: garbage collection would look through it for most of a second
-    gc.collect()
-    gc.freeze()
+    with _listening(options) as sock, opened(model, options, engine_options) as service:
+        asyncio.run(service.adapters.start(options.adapters))
+        keep_pauses_short()
+        return _serve(service, sock)
 
 
 def _serve(service: Service, sock: socket.socket) -> int:

@@ -20,7 +20,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from . import batch
+    from . import batch, ray as ray
     from .engine.async_engine import AsyncEngine
     from .engine.chat import load_chat_template
     from .engine.engine import Engine, Engine as LLM
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Logprob,
         RequestOutput,
     )
+    from .engine.processes import leads
     from .engine.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
     from .engine.stats import EngineStats
     from .engine.structured_outputs import StructuredOutputsParams
@@ -59,6 +60,7 @@ _HOMES = {
     "RequestOutputKind": "engine.sampling_params",
     "SamplingParams": "engine.sampling_params",
     "StructuredOutputsParams": "engine.structured_outputs",
+    "leads": "engine.processes",
     "load_chat_template": "engine.chat",
     "model_info": "engine.inspect",
 }
@@ -92,14 +94,16 @@ __all__ = [
     "UnsafeCheckpointError",
     "UnsupportedModelError",
     "batch",
+    "leads",
     "load_chat_template",
     "model_info",
 ]
+"""Not `ray`: `from quire import *` needs no extra."""
 
 
 def __getattr__(name: str) -> Any:
-    if name == "batch":
-        return importlib.import_module(".batch", __name__)
+    if name in ("batch", "ray"):
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'quire' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOMES[name]}", __name__)

@@ -82,7 +82,7 @@ def test_features_are_kept_only_where_they_are_to_be(monkeypatch: pytest.MonkeyP
     workload = load("images", monkeypatch).WORKLOADS["llava-1.5-7b"]
     workload = media.tiny(workload, "vision/llava", {})
     with media.make_engine(workload) as engine:
-        features = engine._running.features
+        features = engine._running.replicas[0].features
         prompts = workload.prompts(engine._running.media.spec.kinds["image"].token)
         assert len({prompt["multi_modal_data"]["image"].tobytes() for prompt in prompts}) == 4
         encoded = []

@@ -69,9 +69,9 @@ def _weights(vocab: int) -> dict[str, np.ndarray]:
 
 def poison_pool(engine: Engine) -> None:
     """Fills every page, the null page included, with NaN."""
-    runner = engine._running.runner
-    cache = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), runner._state.cache)
-    runner._state = dataclasses.replace(runner._state, cache=cache)
+    runner = engine._running.replicas[0].runner
+    cache = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), runner.executor.state.cache)
+    runner.executor.state = dataclasses.replace(runner.executor.state, cache=cache)
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,7 @@ def meshes(folder: Path) -> Iterator[Found]:
                     "read": [array._npy_value is not None for array in given.values()],  # pyright: ignore
                 }
             yield cases
-    unfit = {"two axes": Mesh(devices[:4].reshape(2, 2), ("data", "tensor"))}
+    unfit = {"two axes": Mesh(devices[:4].reshape(2, 2), ("model", "tensor"))}
     unfit["three"] = Mesh(devices[:3], ("tensor",))
     for name, mesh in unfit.items():
         try:
@@ -171,7 +171,7 @@ def adapters(folder: Path) -> Iterator[Found]:
         for size in sizes:
             with engine(MODELS / name, size, **options) as made:
                 adapted = tokens(made, prompts, lora_request=asked)
-                arrays = (made._running.runner._adapters or {}).values()
+                arrays = (made._running.replicas[0].runner.executor.adapters or {}).values()
                 cut = [array.addressable_shards[0].data.size < array.size for array in arrays]
                 yield found(made, name, tokens=adapted, cut=cut)
 
@@ -223,15 +223,15 @@ def tokens(
 
 def found(made: Engine, name: str, **results: Any) -> Found:
     """Results, how the pool lies, and what the programs gather and add up among devices."""
-    runner = made._running.runner
-    runner.programs.wait()
-    pool = jax.tree.leaves(runner._state.cache)
+    running = made._running
+    running.programs.wait()
+    pool = jax.tree.leaves(running.replicas[0].runner.executor.state.cache)
     return {
         "name": name,
-        "size": made._running.spec.devices,
+        "size": running.spec.devices,
         "devices": sorted({device.id for array in pool for device in array.sharding.device_set}),
         "heads": [array.addressable_shards[0].data.shape[2] for array in pool],
-        "programs": [_exchanged(*one) for one in runner.programs._ready.items()],
+        "programs": [_exchanged(*one) for one in running.programs._ready.items()],
         **results,
     }
 

@@ -226,7 +226,7 @@ def test_a_batch_without_adapters_runs_the_programs_without(
 ) -> None:
     with Engine(FIXTURES / "models" / "llama3", enable_lora=True, **SMALL) as engine:
         engine.generate([PROMPT], GREEDY, use_tqdm=False)
-        programs = engine._running.runner.programs._ready
+        programs = engine._running.programs._ready
         assert not any(getattr(program, "adapters", False) for program in programs)
         engine.generate([PROMPT], GREEDY, lora_request=adapters[0], use_tqdm=False)
         assert any(getattr(program, "adapters", False) for program in programs)
@@ -276,7 +276,7 @@ def test_adapters_come_and_go_among_many_requests(adapters: list[LoRARequest]) -
             while engine.stats().num_running or engine.stats().pages_in_use:
                 await asyncio.sleep(0.01)
             running = engine._engine._running
-            running.scheduler.check_integrity()
+            running.replicas[0].scheduler.check_integrity()
             assert await engine.list_loras() == set()
             return [result for found in walks for result in found]
 

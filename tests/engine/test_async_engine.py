@@ -545,7 +545,7 @@ def test_an_error_reaches_everybody(doomed: AsyncEngine, monkeypatch: pytest.Mon
         def fail(*_: object, **__: object) -> None:
             raise failure
 
-        monkeypatch.setattr(doomed._engine._running.runner, "run", fail)
+        monkeypatch.setattr(doomed._engine._running.replicas[0].runner, "run", fail)
         results = await asyncio.gather(*map(collect, generators), return_exceptions=True)
         for result in results:
             assert isinstance(result, EngineClosedError)
@@ -578,7 +578,7 @@ def test_what_is_asked_during_the_last_step_fails_too(
         raise RuntimeError("the device is gone")
 
     async def main() -> None:
-        monkeypatch.setattr(doomed._engine._running.runner, "run", fail)
+        monkeypatch.setattr(doomed._engine._running.replicas[0].runner, "run", fail)
         first = asyncio.create_task(last(doomed.generate("a", GREEDY)))
         while not begun.is_set():
             await asyncio.sleep(0.001)

@@ -45,13 +45,13 @@ def test_tokens_of_a_mixed_batch_cold_and_cached(hearing: Engine) -> None:
     hearing.reset_prefix_cache()
     for _ in range(2):
         assert tokens(hearing, CASES.prompts()) == EXPECTED
-        hearing._running.scheduler.check_integrity()
+        hearing._running.replicas[0].scheduler.check_integrity()
     again = hearing.generate(CASES.prompts()[1:], FEW, use_tqdm=False)
     assert all((output.num_cached_tokens or 0) > 0 for output in again)
 
 
 def test_a_repeated_sound_is_encoded_once(hearing: Engine) -> None:
-    features = hearing._running.features
+    features = hearing._running.replicas[0].features
     tokens(hearing, CASES.prompt("one"), FEW)
     hearing.reset_prefix_cache()
     queried, hits = features.queried, features.hits
@@ -150,7 +150,7 @@ def test_nothing_compiles_after_the_start(hearing: Engine) -> None:
     compiled = hearing.stats().programs_compiled
     hearing.reset_prefix_cache()
     with hearing._lock:
-        hearing._running.features.clear()
+        hearing._running.replicas[0].features.clear()
     tokens(hearing, [*CASES.prompts(), CASES.prompt("one")], FEW)
     assert hearing.stats().programs_compiled == compiled
 

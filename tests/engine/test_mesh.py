@@ -219,7 +219,7 @@ def test_weights_on_a_mesh_never_pass_through_the_host(found: Groups, name: str)
 
 def test_meshes_that_are_not_fit(found: Groups) -> None:
     meshes = found["meshes"]
-    assert "axes {'data': 2, 'tensor': 2}; it must have" in meshes["two axes", 4]["error"]
+    assert "axes {'model': 2, 'tensor': 2}; it must have" in meshes["two axes", 4]["error"]
     assert re.search(r"mesh of 3 devices .* It may be 1, 2, 4\.", meshes["three", 3]["error"])
 
 
@@ -297,10 +297,12 @@ def test_a_norm_of_parts_is_that_of_the_whole() -> None:
     np.testing.assert_allclose(halves.reshape(-1), part(x, w), rtol=1e-6)
 
 
-def test_the_command_of_the_page() -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_commands_of_the_page(index: int) -> None:
     page = ROOT / "docs" / "several_devices.md"
-    [command] = re.findall(r"^```sh\n(.*)\n```", page.read_text(), re.MULTILINE)
-    parts = shlex.split(command)
+    commands = re.findall(r"^```sh\n(.*)\n```", page.read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    parts = shlex.split(commands[index])
     start = parts.index("quire")
     code = "import sys; from quire.entrypoints.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(

@@ -17,8 +17,9 @@ def test_defaults_and_aliases() -> None:
         ({"max_num_seq": 3}, "unknown engine option 'max_num_seq'. Did you mean 'max_num_seqs'"),
         ({"task": "embed"}, "task='embed' is not supported yet. Allowed: None, 'auto', 'generate'"),
         ({"quantization": "awq"}, "quantization='awq' is not supported"),
-        ({"data_parallel_size": 2}, "data_parallel_size=2 is not supported yet"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2 is not supported yet"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size=0 must be at least 1"),
+        ({"data_parallel_size": 0}, "data_parallel_size=0 must be at least 1"),
         ({"load_format": "gguf"}, "load_format='gguf' is not known. Allowed: 'auto'"),
         ({"seed": True}, "seed=True is a bool; it must be int"),
         ({"max_model_len": 0}, "max_model_len=0 must be at least 1"),
@@ -36,7 +37,7 @@ def test_what_is_wrong_is_said(options: dict[str, object], message: str) -> None
 def test_options_of_others_that_change_nothing_are_taken() -> None:
     harmless = {
         "task": "generate",
-        "data_parallel_size": 1,
+        "pipeline_parallel_size": 1,
         "trust_remote_code": True,
         "quantization": None,
         "enforce_eager": True,

@@ -26,7 +26,7 @@ class Counted:
 def lower(folder: Path | None, *, identity: object = "model", key: str = "key") -> int:
     """How often a program was traced to be lowered; checks that it computes the right thing."""
     function = Counted()
-    lowered = ProgramCache(folder, (identity,)).lower(key, function.jitted, (), (SHAPE,))
+    [lowered] = ProgramCache(folder, (identity,)).lower(key, function.jitted, (), (SHAPE,))
     assert lowered.compile()(jnp.arange(3.0)).tolist() == [0, 2, 4]
     return function.traces
 

@@ -57,7 +57,7 @@ def generated(engine: Engine, prompts: Any) -> list[list[int]]:
 def test_tokens_of_a_mixed_batch_cold_and_cached(case: SquareModel, seeing: Engine) -> None:
     for _ in range(2):
         assert generated(seeing, prompts(case)) == expected(case)
-        seeing._running.scheduler.check_integrity()
+        seeing._running.replicas[0].scheduler.check_integrity()
 
 
 def test_placeholders_in_text_become_as_many_as_there_are_features(

@@ -46,13 +46,13 @@ def hearing() -> Iterator[Engine]:
 def test_tokens_of_a_mixed_batch_cold_and_cached(hearing: Engine) -> None:
     for _ in range(2):
         assert tokens(hearing, CASES.prompts()) == EXPECTED
-        hearing._running.scheduler.check_integrity()
+        hearing._running.replicas[0].scheduler.check_integrity()
     again = hearing.generate(CASES.prompts()[1:], FEW, use_tqdm=False)
     assert all((output.num_cached_tokens or 0) > 0 for output in again)
 
 
 def test_a_repeated_sound_is_encoded_once(hearing: Engine) -> None:
-    features = hearing._running.features
+    features = hearing._running.replicas[0].features
     tokens(hearing, CASES.prompt("two"), FEW)
     hearing.reset_prefix_cache()
     queried, hits = features.queried, features.hits

@@ -82,7 +82,7 @@ def test_tokens_of_a_mixed_batch_cold_and_cached(seeing: Engine) -> None:
     seeing.reset_prefix_cache()
     for _ in range(2):
         assert tokens(seeing, prompts) == expected
-        seeing._running.scheduler.check_integrity()
+        seeing._running.replicas[0].scheduler.check_integrity()
 
 
 def test_a_video_is_encoded_group_by_group(seeing: Engine) -> None:
@@ -182,6 +182,6 @@ def test_nothing_compiles_after_the_start(seeing: Engine) -> None:
     compiled = seeing.stats().programs_compiled
     seeing.reset_prefix_cache()
     with seeing._lock:
-        seeing._running.features.clear()
+        seeing._running.replicas[0].features.clear()
     tokens(seeing, [prompt("clip"), prompt("mixed")], FEW)
     assert seeing.stats().programs_compiled == compiled

@@ -43,7 +43,7 @@ def image_token(engine: Engine) -> int:
 
 
 def check(engine: Engine) -> None:
-    engine._running.scheduler.check_integrity()
+    engine._running.replicas[0].scheduler.check_integrity()
 
 
 @pytest.fixture(scope="module", params=PROMPTS)
@@ -87,7 +87,7 @@ def test_whole_prompts_in_one_step(llava: tuple[Engine, Cases]) -> None:
 
 def test_a_repeated_picture_is_encoded_once(llava: tuple[Engine, Cases]) -> None:
     engine, cases = llava
-    features = engine._running.features
+    features = engine._running.replicas[0].features
     prompt = cases.prompt("one")
     tokens(engine, prompt, FEW)
     engine.reset_prefix_cache()
@@ -104,7 +104,7 @@ def test_another_picture_shares_no_page_behind_it(llava: tuple[Engine, Cases]) -
     other = {**first, "multi_modal_data": {"image": cases.picture("tall")}}
     tokens(engine, first, FEW)
     [output] = engine.generate(other, FEW, use_tqdm=False)
-    page = engine._running.pool.page_size
+    page = engine._running.replicas[0].pool.page_size
     before = first["prompt_token_ids"].index(image_token(engine))
     assert output.num_cached_tokens <= before // page * page
 
@@ -131,7 +131,7 @@ def test_few_rows_for_features(name: str) -> None:
     sizes = {"max_num_batched_tokens": 24, "max_num_seqs": 8, "page_size": 8}
     sizes |= {"mm_encoder_cache_gb": 1e-9, "max_model_len": 192}
     with Engine(cases.folder, **cases.options, **sizes) as engine:
-        assert engine._running.features.num_rows < 256
+        assert engine._running.replicas[0].features.num_rows < 256
         pictures = [name for name in cases.names if name != "text"]
         alone = [cases.prompt(name) for name in pictures] * 3
         expected = [cases.greedy()[cases.names.index(name)] for name in pictures] * 3
@@ -350,6 +350,6 @@ def test_nothing_compiles_after_the_start(llava: tuple[Engine, Cases]) -> None:
     compiled = engine.stats().programs_compiled
     engine.reset_prefix_cache()
     with engine._lock:
-        engine._running.features.clear()
+        engine._running.replicas[0].features.clear()
     tokens(engine, [*cases.prompts(), cases.prompt("one")], FEW)
     assert engine.stats().programs_compiled == compiled

@@ -205,10 +205,10 @@ def test_no_program_has_more_temporaries_than_the_plan(llama_folder: Path) -> No
     options = {**SMALL, "max_num_batched_tokens": 2048, "max_num_seqs": 64}
     with Engine(llama_folder, load_format="dummy", skip_tokenizer_init=True, **options) as engine:
         parts = engine._running
-        config = parts.runner._config
+        config = parts.replicas[0].runner._config
         planned = temporaries(parts.spec, config)
         for program in (config.buckets.largest, config.buckets.decode(64, Variant.FULL)):
-            compiled: Any = parts.runner.programs.exactly(program)
+            compiled: Any = parts.programs.exactly(program)
             memory = compiled.memory_analysis()
             assert memory.temp_size_in_bytes <= planned
 
@@ -254,7 +254,7 @@ options |= {{"hf_overrides": {{"max_position_embeddings": 131072}}, "use_tqdm_on
 with Engine({str(llama_folder)!r}, max_num_seqs=512, **options) as engine:
     import jax
     parts = engine._running
-    pool = sum(x.nbytes for x in jax.tree.leaves(parts.runner._state))
+    pool = sum(x.nbytes for x in jax.tree.leaves(parts.replicas[0].runner.executor.state))
     limit = jax.devices()[0].memory_stats()["bytes_limit"]
     total = limit / float(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"])
     print((pool + parts.spec.weight_bytes) / total)

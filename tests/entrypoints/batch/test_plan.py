@@ -108,10 +108,10 @@ def test_sampling_is_told_as_json(folder: Path) -> None:
     structure = StructuredOutputsParams(regex="a+")
     given = SamplingParams(logit_bias={3: 1}, stop="x", structured_outputs=structure)
     plan = make_plan(folder / "rows.jsonl", folder / "y.jsonl", None, None, given, {})
-    assert plan.sampling["logit_bias"] == {"3": 1.0}
-    assert plan.sampling["stop"] == ["x"]
-    assert plan.sampling["max_tokens"] == 16
-    assert plan.sampling["structured_outputs"]["regex"] == "a+"
-    assert SamplingParams(**plan.sampling).structured_outputs == structure
+    assert plan.asking.sampling["logit_bias"] == {"3": 1.0}
+    assert plan.asking.sampling["stop"] == ["x"]
+    assert plan.asking.sampling["max_tokens"] == 16
+    assert plan.asking.sampling["structured_outputs"]["regex"] == "a+"
+    assert SamplingParams(**plan.asking.sampling).structured_outputs == structure
     assert plan.settings["sampling max_tokens"] == 16
     assert plan.settings["model"] == "demo"

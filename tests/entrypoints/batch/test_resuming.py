@@ -146,7 +146,7 @@ def test_a_run_cancelled_at_any_time_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Journal, "append", interrupted)
-    monkeypatch.setattr(running, "_limits", lambda engine: Limits(asked=4, held=8))
+    monkeypatch.setattr(running, "limits", lambda engine: Limits(asked=4, held=8))
     while sum(written) < ROWS:
         with pytest.raises(KeyboardInterrupt):
             again(source, output, engine)
@@ -170,7 +170,7 @@ def test_the_death_of_the_engine_makes_no_error_rows(
         dying.close()
 
     monkeypatch.setattr(Journal, "append", killing)
-    monkeypatch.setattr(running, "_limits", lambda engine: Limits(asked=4, held=8))
+    monkeypatch.setattr(running, "limits", lambda engine: Limits(asked=4, held=8))
     with pytest.raises(EngineClosedError, match="closed"):
         again(source, output, dying)
     monkeypatch.undo()
@@ -332,7 +332,7 @@ def test_ctrl_c_ends_a_job_where_an_event_loop_runs(
     """As in a notebook, whose loop does not handle it."""
     source = write_lines(tmp_path / "x.jsonl", *({**LINES[0], "id": i} for i in range(20_000)))
     output = tmp_path / "y.jsonl"
-    monkeypatch.setattr(running, "_limits", lambda engine: Limits(asked=1, held=1))
+    monkeypatch.setattr(running, "limits", lambda engine: Limits(asked=1, held=1))
 
     def press() -> None:
         while not (output.exists() and output.stat().st_size):

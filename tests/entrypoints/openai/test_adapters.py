@@ -22,11 +22,11 @@ from quire import (
     SamplingParams,
 )
 from quire.entrypoints.cli import main
-from quire.entrypoints.openai import server
+from quire.entrypoints.openai import opening, server
 from quire.entrypoints.openai.app import create_app
 from quire.entrypoints.openai.errors import ApiError
 from quire.entrypoints.openai.lora_modules import LoRAModule
-from quire.entrypoints.openai.options import ADAPTER_VARIABLES
+from quire.entrypoints.openai.options import ADAPTER_VARIABLES, ServerOptions
 from quire.entrypoints.openai.service import Service
 
 from .conftest import AdapterServer, StandIn, make_service
@@ -306,7 +306,7 @@ def test_what_is_told_at_the_start(
 ) -> None:
     monkeypatch.setenv(ADAPTER_VARIABLES[0], variable)
     enabled = flags.pop("enabled", False)
-    server._check_adapters("m", server.ServerOptions(**flags), enabled=enabled)
+    opening.check("m", ServerOptions(**flags), {"enable_lora": enabled})
     assert message in caplog.text
     assert bool(message) == bool(caplog.text)
 

@@ -119,6 +119,8 @@ def on_h200s(count: int) -> Iterator[None]:
         with (
             mock.patch.object(jax, "default_backend", return_value="gpu"),
             mock.patch.object(jax, "devices", return_value=gpus),
+            mock.patch.object(jax, "process_count", return_value=1),
+            mock.patch.object(jax, "process_index", return_value=0),
             mock.patch.object(hopper, "why_not", return_value=None),  # older JAX has no kernels
             mock.patch.object(functional, "abstract", _abstract),
         ):

@@ -19,8 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 _THREADS, _WORD = 128, 4
-_MOST_ROWS, _MOST_BYTES = 512, 2**22
-"""Above them the way is what takes time, and each part should go there once, not to everybody."""
+_MOST_ROWS, _MOST_BYTES = 512, 2**23
+"""What a GPU sends to all others. Beyond that the way takes longer than what is gained here."""
 
 
 class Mailbox(NamedTuple):
@@ -40,9 +40,10 @@ class Mailbox(NamedTuple):
     last row which of them this one is."""
 
 
-def rows_of(width: int, dtype: DTypeLike) -> int:
-    """Rows of `width` elements that a mailbox has room for."""
-    return min(_MOST_ROWS, _MOST_BYTES // (width * jnp.dtype(dtype).itemsize))
+def rows_of(devices: int, width: int, dtype: DTypeLike) -> int:
+    """Rows of `width` elements that a mailbox among so many GPUs has room for."""
+    sent = (devices - 1) * width * jnp.dtype(dtype).itemsize
+    return min(_MOST_ROWS, _MOST_BYTES // sent)
 
 
 def fits(width: int, dtype: DTypeLike) -> bool:
@@ -53,7 +54,7 @@ def fits(width: int, dtype: DTypeLike) -> bool:
 
 def empty(devices: int, width: int, dtype: DTypeLike) -> Mailbox:
     """That of one GPU, which `connected` is still to tell where the others are."""
-    rows = rows_of(width, dtype)
+    rows = rows_of(devices, width, dtype)
     return Mailbox(
         inbox=jnp.zeros((2, devices, rows, width), dtype),
         flags=jnp.zeros((2 * devices + 1, rows), jnp.int32),

@@ -21,9 +21,10 @@ MODEL, TENSOR, GPUS, HOST = "70B", 4, 1000, 8
 """HOST: GPUs of one machine."""
 BANDWIDTH = 4.814e12
 """Bytes a second of an H200's memory, as its driver tells them."""
-SUM, LINK = 30e-6, 300e9
-"""Assumed: seconds of a sum over the GPUs of a replica in a decode step; bytes a second at which
-activations of prompts go around the GPUs, of 450e9 that NVLink has each way."""
+SUM, SUM_OF_XLA, LINK = 5e-6, 25e-6, 300e9
+"""Seconds of a sum over the GPUs of a replica in a decode step, by Quire's kernel and by XLA's,
+beside the way of its bytes, as measured on two (docs/log.md, 2026-11-29); assumed: bytes a second
+at which activations go from a GPU to others, of 450e9 that NVLink has each way."""
 PROMPT, CACHED, OUTPUT, ROWS = 2000, 1000, 300, 128
 """The mix, assumed: tokens of a prompt, those of them in the prefix cache, tokens of an answer; and
 how many requests a replica runs at once."""
@@ -63,7 +64,9 @@ class Rates:
     flops: float
     """Operations a second of matrix products."""
     of_sum: float = SUM
-    """Seconds of one sum in a decode step."""
+    """Seconds of one sum in a decode step, beside the way of its bytes."""
+    link: float = LINK
+    """Bytes a second from a GPU to others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +111,13 @@ class Replica:
         longer."""
         products = max(self.read / rates.bandwidth, rows * self.read / rates.flops)
         attention = self.attended(rows, context) / rates.bandwidth
-        return products + attention + self.sums * rates.of_sum
+        return products + attention + self.sums * self.of_sum(rows, rates)
+
+    def of_sum(self, rows: int, rates: Rates) -> float:
+        """Seconds of a sum in a decode step: each GPU sends what it has to all others, or XLA has
+        parts of it go around."""
+        way = rows * 2 * self.width * (self.gpus - 1) / rates.link
+        return min(rates.of_sum + way, SUM_OF_XLA + way * 2 / self.gpus)
 
     def exchange(self) -> float:
         """Seconds in which a prompt's token goes around the GPUs in all sums."""
@@ -139,7 +148,8 @@ def steps(rates: Rates) -> str:
         "step by measured rates, with sums, ms", "tokens a second of a replica",
         "of 1,000 GPUs", "fit in the pool",
     )  # fmt: skip
-    best, context, rows = Rates(BANDWIDTH, float("inf"), 0), PROMPT + OUTPUT / 2, []
+    context, rows = PROMPT + OUTPUT / 2, []
+    best = Rates(BANDWIDTH, float("inf"), of_sum=0, link=float("inf"))
     for one in (replica(MODEL, gpus) for gpus in (2, 4, 8)):
         fit = (one.held.tokens or 0) // (PROMPT + OUTPUT)
         for at_once in (1, 64, 128, 256):
@@ -230,8 +240,9 @@ def of_requests(fleet: Fleet) -> list[Line]:
             "a decode step",
             f"({one.read / 1e9:.1f} GB of weights + {ROWS} x {PROMPT + OUTPUT // 2:,} tokens x "
             f"{one.held.token:,} B) / {rates.bandwidth / 1e12:.2f} TB/s + {one.sums} sums x "
-            f"{SUM * 1e6:.0f} us = {fleet.step * 1e3:.1f} ms",
-            "sums assumed",
+            f"({SUM * 1e6:.0f} us + {ROWS} x {2 * one.width:,} B x {TENSOR - 1} / "
+            f"{LINK / 1e9:.0f} GB/s) = {fleet.step * 1e3:.1f} ms",
+            "5 us measured on two GPUs; link assumed",
         ),
         (
             "a prompt",

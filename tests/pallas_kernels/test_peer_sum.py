@@ -40,7 +40,7 @@ def connected(mesh: Mesh, width: int, dtype: str) -> Mailbox:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("rows", "width"), [(1, 4096), (3, 1536), (64, 8192), (512, 4096)])
 def test_all_devices_have_the_same_sum(mesh: Mesh, rows: int, width: int, dtype: str) -> None:
-    rows = min(rows, peer_sum.rows_of(width, dtype))
+    rows = min(rows, peer_sum.rows_of(mesh.size, width, dtype))
     rng = np.random.default_rng(0)
     mailbox = connected(mesh, width, dtype)
     place = NamedSharding(mesh, P(AXIS))
@@ -80,9 +80,10 @@ def test_which_rows_fit(width: int, dtype: str, fits: bool) -> None:
 
 
 def test_room_is_bounded() -> None:
-    assert peer_sum.rows_of(1024, "bfloat16") == 512
-    assert peer_sum.rows_of(16384, "bfloat16") == 128
+    assert peer_sum.rows_of(2, 4096, "bfloat16") == 512
+    assert peer_sum.rows_of(4, 8192, "bfloat16") == 170
+    assert peer_sum.rows_of(8, 8192, "bfloat16") == 73
     mailbox = jax.eval_shape(lambda: peer_sum.empty(4, 8192, "bfloat16"))
-    assert mailbox.inbox.shape == (2, 4, 256, 8192)
-    assert mailbox.flags.shape == (9, 256)
+    assert mailbox.inbox.shape == (2, 4, 170, 8192)
+    assert mailbox.flags.shape == (9, 170)
     assert mailbox.peers.shape == (5, 4)

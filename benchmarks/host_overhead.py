@@ -24,7 +24,9 @@ from quire.engine.output_processor import OutputProcessor
 from quire.engine.page_pool import PagePool
 from quire.engine.request import Request, Sequence
 from quire.engine.sampling_params import RequestOutputKind, SamplingParams
-from quire.engine.scheduler import Schedule, Scheduler, SchedulerConfig
+from quire.engine.schedule import Schedule
+from quire.engine.scheduler import Scheduler
+from quire.engine.scheduler_config import SchedulerConfig
 from quire.engine.tokenizer import Tokenizer
 
 PAGE_SIZE = 16

@@ -35,7 +35,8 @@ from .replicas import Replicas
 from .routing import Router
 from .runner import ModelRunner
 from .sampling_params import SamplingParams
-from .scheduler import Scheduler, SchedulerConfig
+from .scheduler import Scheduler
+from .scheduler_config import SchedulerConfig
 from .stats import EngineStats
 from .tokenizer import Tokenizer
 from .weights import for_replicas

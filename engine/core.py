@@ -12,7 +12,8 @@ from .buckets import Variant
 from .logprobs import LogprobReader
 from .output_processor import OutputProcessor, Sink
 from .request import FinishReason, Request, Sequence
-from .scheduler import Schedule, Scheduler
+from .schedule import Schedule
+from .scheduler import Scheduler
 from .step import StepOutput
 
 if TYPE_CHECKING:

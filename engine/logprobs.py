@@ -12,7 +12,7 @@ from .sampler import LogprobResult
 
 if TYPE_CHECKING:
     from .runner import ModelRunner
-    from .scheduler import Chunk, Schedule
+    from .schedule import Chunk, Schedule
     from .step import StepOutput
     from .tokenizer import Tokenizer
 

@@ -36,7 +36,7 @@ _HEARTBEAT = 25
 """Seconds after which a process that says nothing counts as lost, for JAX."""
 _SHUTDOWN = 15
 """Seconds that JAX lets processes wait for each other at their ends."""
-_MEETING = 120
+_MEETING = 600
 """Seconds for all processes to come to the same engine."""
 _PAUSE = 5e-5
 """Seconds. The device has a step more to do meanwhile, so that being late costs nothing."""

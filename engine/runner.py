@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .media import Medium
     from .model import ModelSpec
     from .request import Sequence
-    from .scheduler import Schedule
+    from .schedule import Schedule
 
 
 class ModelRunner:

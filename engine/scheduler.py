@@ -9,12 +9,10 @@ step will do to `computed` and `pending` at once, and `on_token` tells each samp
 Pages that are freed meanwhile may be handed out at once, because the device runs steps in order.
 """
 
-import dataclasses
 import heapq
 from collections.abc import Iterator
-from typing import Literal, get_args
 
-from ..errors import MemoryBudgetError, OptionError, PromptError, nearest
+from ..errors import MemoryBudgetError, OptionError, PromptError
 from .adapter_slots import AdapterSlots
 from .feature_pool import FeaturePool
 from .held_features import HeldFeatures
@@ -22,36 +20,11 @@ from .page_pool import PagePool
 from .prefix_cache import PrefixCache
 from .request import FinishReason, Request, Sequence
 from .schedule import Chunk, Schedule
+from .scheduler_config import SchedulerConfig
 from .waiting_queue import WaitingQueue
-
-Policy = Literal["fcfs", "priority"]
 
 _RESERVED_PAGES = 100
 """One page in so many stays free for growth when a sequence is admitted, or one a running row."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """Limits of the scheduler. Raises OptionError for a value out of range."""
-
-    max_num_seqs: int
-    """Slots. No more than `max_num_batched_tokens` of them can be in use at once."""
-    max_num_batched_tokens: int
-    """Most tokens of one step."""
-    max_model_len: int
-    """Most tokens of one sequence, prompt and output."""
-    enable_prefix_caching: bool = True
-    policy: Policy = "fcfs"
-    """`fcfs` goes by arrival, `priority` by (priority, arrival)."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)} must be at least 1.")
-        allowed = get_args(Policy)
-        if self.policy not in allowed:
-            hint = nearest(self.policy, allowed)
-            raise OptionError(f"policy={self.policy!r} must be one of {allowed}.{hint}")
 
 
 class Scheduler:

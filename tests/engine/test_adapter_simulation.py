@@ -16,7 +16,9 @@ from hypothesis.stateful import rule
 from quire.engine.adapter_slots import AdapterSlots
 from quire.engine.page_pool import PagePool
 from quire.engine.request import FinishReason, Sequence
-from quire.engine.scheduler import Schedule, Scheduler, SchedulerConfig
+from quire.engine.schedule import Schedule
+from quire.engine.scheduler import Scheduler
+from quire.engine.scheduler_config import SchedulerConfig
 from tests.engine.test_scheduler_simulation import (
     MACHINE_SETTINGS,
     Device,

@@ -8,7 +8,7 @@ from quire.engine.batch import BatchBuilder, Layout, RowField
 from quire.engine.buckets import Program, Variant
 from quire.engine.request import Request, Sequence
 from quire.engine.sampling_params import SamplingParams
-from quire.engine.scheduler import Chunk, Schedule
+from quire.engine.schedule import Chunk, Schedule
 from quire.engine.step import sampling_rows, token_batch
 
 PAGE = 4

@@ -8,7 +8,9 @@ import pytest
 from quire.engine.adapter_slots import AdapterSlots
 from quire.engine.page_pool import PagePool
 from quire.engine.request import FinishReason, Request, Sequence
-from quire.engine.scheduler import Schedule, Scheduler, SchedulerConfig
+from quire.engine.schedule import Schedule
+from quire.engine.scheduler import Scheduler
+from quire.engine.scheduler_config import SchedulerConfig
 
 
 def make(num_pages: int = 100, page_size: int = 4, slots: int = 0, **options: Any) -> Scheduler:

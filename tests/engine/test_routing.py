@@ -10,7 +10,8 @@ from quire.engine.adapter_slots import AdapterSlots
 from quire.engine.page_pool import PagePool
 from quire.engine.request import FinishReason, Request, Sequence
 from quire.engine.routing import Router
-from quire.engine.scheduler import Scheduler, SchedulerConfig
+from quire.engine.scheduler import Scheduler
+from quire.engine.scheduler_config import SchedulerConfig
 
 PAGE = 4
 COMMON = list(range(1000, 1100))

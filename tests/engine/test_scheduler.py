@@ -8,7 +8,9 @@ import pytest
 
 from quire.engine.page_pool import PagePool
 from quire.engine.request import FinishReason, Request, Sequence
-from quire.engine.scheduler import Schedule, Scheduler, SchedulerConfig
+from quire.engine.schedule import Schedule
+from quire.engine.scheduler import Scheduler
+from quire.engine.scheduler_config import SchedulerConfig
 from quire.errors import MemoryBudgetError, OptionError, PromptError
 
 

@@ -103,27 +103,6 @@ def test_kernels_in_bfloat16_agree_with_float32(tmp_path: Path) -> None:
     assert np.abs(np.subtract(*found)).max() < 0.05
 
 
-@pytest.fixture(scope="module")
-def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers with the heads of an 8B model, so that the Hopper kernels run."""
-    folder = tmp_path_factory.mktemp("llama")
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": 2048,
-        "hidden_size": 512,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 128,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def _of_prompt(output: RequestOutput) -> list[float]:
     """Log-probabilities of the prompt's tokens but the first."""
     entries = zip(output.prompt_token_ids[1:], (output.prompt_logprobs or [])[1:], strict=True)
@@ -134,7 +113,16 @@ def _of_prompt(output: RequestOutput) -> list[float]:
 def test_adapters_in_bfloat16_agree_with_float32(
     llama_folder: Path, tmp_path: Path, rows: int
 ) -> None:
-    """Log-probabilities of prompts and of tokens after them, rows with and without adapters."""
+    check_adapters(llama_folder, tmp_path, rows)
+
+
+def check_adapters(llama_folder: Path, tmp_path: Path, rows: int, **given: Any) -> None:
+    """Log-probabilities of prompts and of tokens after them, rows with and without adapters, are
+    those of float32 on one GPU.
+
+    Args:
+        given: options of the engine in bfloat16.
+    """
     made_up = {"all_linear": True, "scale": 0.05}
     requests = [
         LoRARequest(f"{n}", n, str(lora_folder(tmp_path / f"{n}", llama_folder, n, **made_up)))
@@ -146,10 +134,11 @@ def test_adapters_in_bfloat16_agree_with_float32(
     options = {**SMALL, "skip_tokenizer_init": True, "max_num_seqs": 128, "load_format": "dummy"}
     params = SamplingParams(temperature=0, max_tokens=6, prompt_logprobs=0, logprobs=0)
     params.ignore_eos = True
-    with Engine(llama_folder, dtype="bfloat16", enable_lora=True, max_loras=2, **options) as engine:
+    options |= {"enable_lora": True, "max_loras": 2}
+    with Engine(llama_folder, dtype="bfloat16", **options, **given) as engine:
         outputs = engine.generate(prompts, params, lora_request=asked, use_tqdm=False)
         weights = {name: np.asarray(x, np.float32) for name, x in engine.params.items()}
-    with Engine(llama_folder, dtype="float32", enable_lora=True, max_loras=2, **options) as engine:
+    with Engine(llama_folder, dtype="float32", **options) as engine:
         engine.update_params(weights)
         whole = [o.prompt_token_ids + o.outputs[0].token_ids for o in outputs]
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)

@@ -23,6 +23,8 @@ from quire.engine.messages import packed, unpacked
 from tests.once import once
 
 ROOT = Path(__file__).resolve().parents[2]
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Makes compilation shorter."""
 LONGEST = 60
 """Seconds until all processes know that one is lost."""
 
@@ -39,7 +41,7 @@ def running(folder: Path, count: int, *flags: str) -> Iterator[list[subprocess.P
     port, made = free_port(), []
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // count}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // count} {FAST}",
     }
     for number in range(count):
         arguments = [str(folder), str(count), str(number), str(port), *flags]
@@ -95,7 +97,7 @@ def test_two_processes_agree_with_one(found: Any, case: str) -> None:
 
 def pair(first: list[str], second: list[str]) -> str:
     """What the first of two Pythons prints; the second ends well, in silence."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST}
     options: dict[str, Any] = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, *second], **options, text=True) as other:
         command = [sys.executable, *first]

@@ -112,7 +112,8 @@ def on_h200s(count: int) -> Iterator[None]:
     """Makes the engine plan for `count` H200s, by its own rules for Hopper GPUs."""
     with mock.patch.dict(os.environ):
         os.environ.pop(memory._FRACTION, None)
-        memory.reserve_gpu_memory(UTILIZATION)
+        with mock.patch("jax._src.xla_bridge.backends_are_initialized", return_value=False):
+            memory.reserve_gpu_memory(UTILIZATION)  # as in a process that is new
         gpus = [
             H200(i, int(H200_BYTES * float(os.environ[memory._FRACTION]))) for i in range(count)
         ]

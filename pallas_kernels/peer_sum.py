@@ -18,6 +18,8 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from .row_norm import normed_row
+
 _THREADS, _WORD = 128, 4
 _MOST_ROWS, _MOST_BYTES = 512, 2**23
 """What a GPU sends to all others. Beyond that the way takes longer than what is gained here."""
@@ -138,10 +140,7 @@ def add_rms_norm(
         total = total.astype(x.dtype).astype(jnp.float32)
         total = (stream.astype(jnp.float32) + total).astype(x.dtype)
         total_ref[row] = total
-        exact = total.astype(jnp.float32)
-        mean = jnp.sum(jnp.square(exact)) / width
-        normed = (exact * jax.lax.rsqrt(mean + eps)).astype(x.dtype).astype(jnp.float32)
-        normed_ref[row] = (normed * scale).astype(x.dtype)
+        normed_ref[row] = normed_row(total, scale, eps)
 
     run = plgpu.kernel(
         body,

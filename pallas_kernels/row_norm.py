@@ -54,7 +54,7 @@ def add_rms_norm(
 
     if update is not None:
         return _add_rms_norm_of_updated(x, y, weight, eps, update, interpret)
-    rows, width = x.shape
+    rows = x.shape[0]
 
     def body(
         x_ref: jax.Ref, y_ref: jax.Ref, weight_ref: jax.Ref, total_ref: jax.Ref, normed_ref: jax.Ref
@@ -64,10 +64,7 @@ def add_rms_norm(
         total = x_ref[row].astype(jnp.float32) + y_ref[row].astype(jnp.float32)
         total = total.astype(x.dtype)
         total_ref[row] = total
-        exact = total.astype(jnp.float32)
-        mean = jnp.sum(jnp.square(exact)) / width
-        normed = (exact * jax.lax.rsqrt(mean + eps)).astype(x.dtype).astype(jnp.float32)
-        normed_ref[row] = (normed * scale).astype(x.dtype)
+        normed_ref[row] = normed_row(total, scale, eps)
 
     run = plgpu.kernel(
         body,
@@ -79,6 +76,14 @@ def add_rms_norm(
     )
     total, normed = run(x, y, weight)
     return total, normed
+
+
+def normed_row(total: Float[Array, " E"], scale: Float[Array, " E"], eps: float) -> Array:
+    """The norm of a row that one warpgroup has, in a kernel; `scale` in float32."""
+    exact = total.astype(jnp.float32)
+    mean = jnp.sum(jnp.square(exact)) / total.size
+    normed = (exact * jax.lax.rsqrt(mean + eps)).astype(total.dtype).astype(jnp.float32)
+    return (normed * scale).astype(total.dtype)
 
 
 def _add_rms_norm_of_updated(

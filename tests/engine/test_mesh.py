@@ -21,6 +21,7 @@ from quire.errors import OptionError
 from quire.models import functional
 from quire.models.layers import RMSNorm
 from quire.models.shards import TENSOR
+from tests.engine.eight_devices import printed
 from tests.engine.several_devices import (
     ADAPTED,
     FIXTURES,
@@ -61,23 +62,8 @@ class Groups(dict[str, dict[tuple[str, int], dict[str, Any]]]):
         return self[group]
 
     def _run(self, group: str) -> list[dict[str, Any]]:
-        # the second and third flag make compilation shorter
-        flags = (
-            "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true"
-        )
         folder = self.factory.mktemp(group)
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.engine.several_devices", str(folder), group],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout.splitlines()[-1])[group]
+        return printed("tests.engine.several_devices", str(folder), group)[group]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,6 @@
 """Replicas of a model in one engine: the CPU of another process, split into eight devices."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,17 +12,12 @@ from jax.sharding import Mesh
 from quire import Engine
 from quire.engine import memory
 from quire.errors import OptionError
+from tests.engine.eight_devices import FLAGS, printed
 from tests.engine.several_devices import FIXTURES, MODELS
 from tests.engine.several_replicas import TEXT
 from tests.live_server import SMALL, live_server
 from tests.once import once
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
-"""The second and third make compilation shorter."""
 BUNDLES = (
     ("text", "media", "whole", "facts"),
     ("adapters", "routing", "waiting", "weights", "meshes", "programs", "streams"),
@@ -49,17 +39,7 @@ class Groups(dict[str, Any]):
 
     def _run(self, *groups: str) -> dict[str, Any]:
         folder = self.factory.mktemp("replicas")
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.engine.several_replicas", str(folder), *groups],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout.splitlines()[-1])
+        return printed("tests.engine.several_replicas", str(folder), *groups)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,11 @@ SMALL = {
 
 @pytest.mark.parametrize("folder", sorted(MODELS.iterdir()), ids=lambda folder: folder.name)
 def test_float32_gives_the_reference_tokens(folder: Path) -> None:
+    check_tokens(folder)
+
+
+def check_tokens(folder: Path, **given: int) -> None:
+    """Greedy tokens in float32 are those of the reference; `given` are options."""
     expected = np.load(folder / "expected.npz")
     limit = int(expected["max_model_len"]) or None
     greedy = [expected[f"greedy_{i}"].tolist() for i in range(2)]
@@ -40,7 +45,7 @@ def test_float32_gives_the_reference_tokens(folder: Path) -> None:
         SamplingParams(temperature=0, max_tokens=len(tokens), ignore_eos=True) for tokens in greedy
     ]
     options = {**SMALL, "dtype": "float32", "skip_tokenizer_init": True, "max_model_len": limit}
-    with Engine(folder, **options) as engine:
+    with Engine(folder, **options, **given) as engine:
         outputs = engine.generate(prompts, params, use_tqdm=False)
     assert [output.outputs[0].token_ids for output in outputs] == greedy
 

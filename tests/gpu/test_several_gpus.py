@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from quire import Engine, SamplingParams
-from tests.gpu.test_gpu import MODELS, QUESTIONS, SMALL, check_adapters
+from tests.gpu.test_gpu import MODELS, QUESTIONS, SMALL, check_adapters, check_tokens
 
 pytestmark = pytest.mark.gpu
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -27,19 +26,8 @@ def two_gpus() -> None:
 @pytest.mark.parametrize("sizes", [(2, 1), (1, 2)], ids=["tensor", "data"])
 @pytest.mark.parametrize("name", ["llama3", "qwen2", "opt_350m"])
 def test_float32_gives_the_reference_tokens(name: str, sizes: tuple[int, int]) -> None:
-    expected = np.load(MODELS / name / "expected.npz")
-    limit = int(expected["max_model_len"]) or None
-    greedy = [expected[f"greedy_{i}"].tolist() for i in range(2)]
-    prompts = [expected[f"prompt_{i}"].tolist() for i in range(2)]
-    params = [
-        SamplingParams(temperature=0, max_tokens=len(tokens), ignore_eos=True) for tokens in greedy
-    ]
-    options = {**SMALL, "dtype": "float32", "skip_tokenizer_init": True, "max_model_len": limit}
     tensor, data = sizes
-    options |= {"tensor_parallel_size": tensor, "data_parallel_size": data}
-    with Engine(MODELS / name, **options) as engine:
-        outputs = engine.generate(prompts, params, use_tqdm=False)
-    assert [output.outputs[0].token_ids for output in outputs] == greedy
+    check_tokens(MODELS / name, tensor_parallel_size=tensor, data_parallel_size=data)
 
 
 @pytest.mark.parametrize("by_xla", [False, True])

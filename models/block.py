@@ -154,8 +154,11 @@ def gated_matmul(
 ) -> Float[Array, "T F"]:
     """activation(x @ w[0].T + bias[0]) * (x @ w[1].T + bias[1]), `lora` added to both products."""
     if bias is None and activation in _GATES and x.dtype == w.dtype and _on_hopper(x):
-        from ..pallas_kernels import hopper_matmul  # slow to import
+        from ..pallas_kernels import hopper_matmul, row_matmul  # slow to import
 
+        if lora is None and len(x) == 1 and row_matmul.plan(*w.shape, x.dtype) is not None:
+            kernel, twin = row_matmul.gated_matmul, block_reference.gated_matmul
+            return hopper.with_gradient(kernel, twin, activation=_GATES[activation])(x, w)
         low = 0 if lora is None else math.prod(lora.a.shape[:-1])
         if hopper_matmul.fits(x.shape[0], w.shape[1], w.shape[2], x.dtype, low=low):
             kernel, twin = hopper_matmul.gated_matmul, block_reference.gated_matmul
@@ -172,10 +175,13 @@ def gated_matmul(
 
 def _product(x: Float[Array, "*T E"], w: Float[Array, "O E"]) -> Float[Array, "*T O"]:
     """x @ w.T, as `layers.matmul`."""
-    if len(x) in _PRODUCT_ROWS and x.dtype == w.dtype and _on_hopper(x):
-        from ..pallas_kernels import hopper_matmul  # slow to import
+    if x.dtype == w.dtype and _on_hopper(x):
+        from ..pallas_kernels import hopper_matmul, row_matmul  # slow to import
 
-        if hopper_matmul.joint_fits(len(x), len(w), 0, w.shape[1], x.dtype):
+        if len(x) == 1 and row_matmul.plan(1, *w.shape, x.dtype) is not None:
+            return hopper.with_gradient(row_matmul.matmul, block_reference.matmul)(x, w)
+        few = len(x) in _PRODUCT_ROWS
+        if few and hopper_matmul.joint_fits(len(x), len(w), 0, w.shape[1], x.dtype):
             return hopper.with_gradient(hopper_matmul.matmul, block_reference.matmul)(x, w)
     return matmul(x, w)
 

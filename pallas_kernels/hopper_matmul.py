@@ -408,7 +408,7 @@ class _Gated(_ThreadBlock):
     def finish(self, rows: Any, tile: _Tile, accs: list[Array]) -> None:
         columns = self.plan.tuning.columns
         gate, up = accs if len(accs) > 1 else (accs[0][:, :columns], accs[0][:, columns:])
-        out = self.store(rows, _activated(self.activation, gate) * up)
+        out = self.store(rows, activated(self.activation, gate) * up)
         to = self.refs[-1].at[pl.ds(tile.row + rows.start, ROWS), pl.ds(tile.column, columns)]
         self.gpu.copy_smem_to_gmem(out, to)
 
@@ -454,7 +454,7 @@ class _Joint(_ThreadBlock):
         self.either(tile, send)
 
 
-def _activated(activation: str, x: Array) -> Array:
+def activated(activation: str, x: Array) -> Array:
     """x times the logistic function of it, or of what GELU takes for it."""
     scale = {"silu": 1.0, "gelu_tanh": 2 * math.sqrt(2 / math.pi)}[activation]
     power = -scale * x

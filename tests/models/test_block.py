@@ -10,7 +10,7 @@ from flax import nnx
 
 from quire.models import block, hopper
 from quire.models.layers import RMSNorm
-from quire.pallas_kernels import block_reference, hopper_matmul, row_norm
+from quire.pallas_kernels import block_reference, hopper_matmul, row_matmul, row_norm
 
 
 def noise(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
@@ -66,15 +66,17 @@ def test_kernels_take_over_by_type_and_rows(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         hopper_matmul, "matmul", lambda x, w: jnp.zeros((len(kernel(x)), len(w)), x.dtype)
     )
-    norm = RMSNorm(512, 1e-5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    w = jnp.zeros((2, 1024, 512), jnp.bfloat16)
-    for rows in (1, 64, 1024):
-        x = jnp.zeros((rows, 512), jnp.bfloat16)
+    for kernels in (row_matmul.gated_matmul, row_matmul.matmul):
+        monkeypatch.setattr(row_matmul, kernels.__name__, getattr(hopper_matmul, kernels.__name__))
+    norm = RMSNorm(1024, 1e-5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    w = jnp.zeros((2, 512, 1024), jnp.bfloat16)
+    for rows in (1, 8, 64, 1024):
+        x = jnp.zeros((rows, 1024), jnp.bfloat16)
         block.add_norm(norm, x, block.Sum(x))
         block.gated_matmul(x, w, None, "silu")
         block.gated_matmul(x, w, None, "relu")
         block.gated_matmul(x.astype(jnp.float32), w, None, "silu")
-    assert taken == [1, 64, 64, 64, 1024]  # a norm, all three, a gated product
+    assert taken == [1, 1, 1, 8, 64, 64, 64, 1024]  # all three, a norm, all three, a gated product
 
 
 def test_why_not_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

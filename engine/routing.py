@@ -1,17 +1,18 @@
 """Which of several replicas serves a request. Plain Python, no jax.
 
 A request goes where it costs least: the tokens of its prompt that a replica would have to compute,
-since their pages are not cached there, and those by which the replica's load is above SPREAD times
-the average. What is cached is weighed against load as in Srivatsa et al., "Preble"
-(arXiv:2407.00023), and load counts from a bound on as in Mirrokni et al., "Consistent Hashing with
-Bounded Loads" (arXiv:1608.01350): where all have plenty to do, equal beginnings stay together.
+since their pages are not cached there, those by which the replica's load is above SPREAD times the
+average, and DISPLACEMENT where its adapter would push another one out. What is cached is weighed
+against load as in Srivatsa et al., "Preble" (arXiv:2407.00023), and load counts from a bound on as
+in Mirrokni et al., "Consistent Hashing with Bounded Loads" (arXiv:1608.01350): where all have
+plenty to do, equal beginnings stay together.
 
 How long a request takes is not known when it comes. So a replica that runs out of requests takes
 some over that wait at another.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from .page_pool import PagePool
 from .request import Request
@@ -19,6 +20,8 @@ from .scheduler import Scheduler
 
 SPREAD = 1.25
 """Load of a replica, in averages of all, from which on it costs."""
+DISPLACEMENT = 4096
+"""Tokens. To load an adapter takes about as long as so many, and then the other one is missed."""
 
 
 class Router:
@@ -29,7 +32,8 @@ class Router:
         self._schedulers = schedulers
         self._pools = pools
         self._page_size = pools[0].page_size
-        self._expected = [_Expected(pool.num_pages) for pool in pools]
+        self._pages_sent = [_Recent(pool.num_pages) for pool in pools]
+        self._adapters_sent = [_Recent(one.num_adapter_slots) for one in schedulers]
 
     def choose(self, request: Request) -> int:
         """The replica for a request that is new; among equals the one with the least load."""
@@ -38,13 +42,17 @@ class Router:
         cached = self._cached_tokens(request)
 
         def cost(index: int) -> tuple[float, int]:
-            return max(0.0, loads[index] - bound) - cached[index], loads[index]
+            tokens = max(0.0, loads[index] - bound) - cached[index]
+            return tokens + DISPLACEMENT * self._displaces(request, index), loads[index]
 
         return min(range(len(loads)), key=cost)
 
     def sent(self, request: Request, index: int) -> None:
-        """Notes which replica a request went to: its prompt will be cached there."""
-        self._expected[index].add(self._chain(request))
+        """Notes which replica a request went to: its prompt will be cached there, and its adapter
+        will be in a slot."""
+        self._pages_sent[index].add(self._chain(request))
+        if request.adapter is not None:
+            self._adapters_sent[index].add([request.adapter_digest])
 
     def takeovers(self) -> Iterator[tuple[Request, int, int]]:
         """Requests that wait, the replica that had no room for them, and one that has.
@@ -91,28 +99,37 @@ class Router:
                 pages[index] += 1
         return [count * self._page_size for count in pages]
 
+    def _displaces(self, request: Request, index: int) -> bool:
+        """Whether the adapter of a request would take the slot of another that was sent there."""
+        sent = self._adapters_sent[index]
+        return request.adapter is not None and sent.full and request.adapter_digest not in sent
+
     def _has(self, index: int, digest: bytes) -> bool:
-        return self._pools[index].knows(digest) or digest in self._expected[index]
+        return self._pools[index].knows(digest) or digest in self._pages_sent[index]
 
     def _chain(self, request: Request) -> Iterable[bytes]:
         """Hashes of the full pages of its prompt, equal for all replicas."""
         return self._schedulers[0].prefix_hashes(request)
 
 
-class _Expected:
-    """Hashes of pages that a replica was sent to compute: the last ones, as many as it has room
-    for."""
+class _Recent:
+    """The last names that were added, as many as there is room for what they name."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._hashes: OrderedDict[bytes, None] = OrderedDict()
+        self._names: OrderedDict[Hashable, None] = OrderedDict()
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._hashes
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._names
 
-    def add(self, hashes: Iterable[bytes]) -> None:
-        for digest in hashes:
-            self._hashes[digest] = None
-            self._hashes.move_to_end(digest)
-        while len(self._hashes) > self._most:
-            self._hashes.popitem(last=False)
+    @property
+    def full(self) -> bool:
+        """Whether one more would push one out."""
+        return len(self._names) >= self._most
+
+    def add(self, names: Iterable[Hashable]) -> None:
+        for name in names:
+            self._names[name] = None
+            self._names.move_to_end(name)
+        while len(self._names) > self._most:
+            self._names.popitem(last=False)

@@ -77,6 +77,11 @@ class Scheduler:
         """Whether sequences wait that there was no room for in the last step."""
         return self._left_over and bool(self._waiting)
 
+    @property
+    def num_adapter_slots(self) -> int:
+        """Adapters that can be at work at once."""
+        return self._adapter_slots.count
+
     def prefix_hashes(self, request: Request) -> Iterator[bytes]:
         """Names of the pages that could hold the beginning of a prompt, computed as they are asked
         for; none without the prefix cache."""

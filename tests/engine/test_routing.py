@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from quire.engine import routing
 from quire.engine.adapter_slots import AdapterSlots
 from quire.engine.page_pool import PagePool
 from quire.engine.request import FinishReason, Request, Sequence
@@ -207,6 +208,28 @@ def test_salt_and_adapter_are_part_of_a_beginning(
     assert load.router.choose(load.request([*COMMON, 1], **then)) == 0
 
 
+def test_an_adapter_goes_where_it_pushes_none_out() -> None:
+    load = Load(slots=1)
+    assert [load.add(10, digest=one) for one in "abab"] == [0, 1, 0, 1]
+    assert [load.add(50, digest=one) for one in "aab"] == [0, 0, 1]  # whatever the load
+    assert load.add(10, digest="c") == 1  # where there is less to do
+    assert [load.add(10, digest=one) for one in "ab"] == [0, 1]  # the last one sent there counts
+
+
+def test_an_adapter_is_loaded_twice_rather_than_waited_for() -> None:
+    load = Load(slots=1, max_model_len=routing.DISPLACEMENT)
+    load.add(10, digest="a")
+    load.add(10, digest="b")
+    homes = [load.add(1000, digest="a") for _ in range(20)]
+    assert homes[:4] == [0] * 4
+    assert set(homes) == {0, 1}
+
+
+def test_adapters_with_slots_for_all_follow_the_load() -> None:
+    load = Load(slots=2)
+    assert [load.add(10, digest=one) for one in "aabb"] == [0, 1, 0, 1]
+
+
 def test_without_a_prefix_cache_load_alone_counts() -> None:
     load = Load(enable_prefix_caching=False)
     load.put(load.request(COMMON), 1)
@@ -229,7 +252,7 @@ def test_what_was_sent_somewhere_is_forgotten_in_time() -> None:
     assert load.router.choose(load.request([*COMMON, 1])) == 1
     load.router.sent(load.request(120), 1)
     assert load.router.choose(load.request([*COMMON, 1])) == 0
-    assert len(load.router._expected[1]._hashes) == 40
+    assert len(load.router._pages_sent[1]._names) == 40
 
 
 def test_an_idle_replica_takes_over_what_waits() -> None:

@@ -27,6 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from . import global_memory
 from .decode_splits import BLOCK, Splits, splits
 
 _CORES = 132
@@ -355,8 +356,9 @@ class _ThreadBlock(NamedTuple):
         state = lax.fori_loop(0, piece.blocks, step, state)
         plgpu.barrier_arrive(self.q.free.at[at])
         total = state.total.sum(axis=0)
-        self.means.at[piece.item, piece.bundle][...] = state.acc / _rows(total, state.acc)
-        self.logs.at[piece.item, piece.bundle][...] = state.peak + jnp.log2(total)
+        place, mean = (piece.item, piece.bundle), state.acc / _rows(total, state.acc)
+        global_memory.store(plgpu, self.means.at[place], mean)
+        global_memory.store(plgpu, self.logs.at[place], state.peak + jnp.log2(total))
 
     def absorb(self, state: _Softmax, at: Array, slot: Array, begin: Array, end: Array) -> _Softmax:
         """Adds a block, of which the tokens begin to end - 1 are visible: at least one."""
@@ -458,7 +460,7 @@ def _combine_kernel(plan: _Plan, *refs: Any) -> None:
     def load(ref: jax.Ref, number: Array) -> Array:
         # a split that does not exist is the last one once more, from the cache
         item = first + jnp.minimum(number, count - 1)
-        return plgpu.load(ref.at[item, bundle], optimized=False)  # which is for shared memory
+        return global_memory.load(plgpu, ref.at[item, bundle])
 
     def step(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         peak, total, acc = state

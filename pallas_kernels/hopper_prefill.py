@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from . import global_memory
 from .prefill_tiles import Tile, tiles, with_blocks
 
 _ROWS = 128
@@ -377,7 +378,7 @@ class _ThreadBlock(NamedTuple):
         first, behind = (self.ranges.at[n, tokens] for n in range(2))
         if self.plan.interpret:
             return first[...], behind[...]
-        load = functools.partial(plgpu.load, layout=_ROW, optimized=False)
+        load = functools.partial(global_memory.load, plgpu, layout=_ROW)
         return load(first), load(behind)
 
     def store(

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from . import global_memory
 from .row_norm import normed_row
 
 _THREADS, _WORD = 128, 4
@@ -73,7 +73,7 @@ def connected(mailbox: Mailbox, axis: str) -> Int[Array, "N+1 4"]:
     def body(inbox: jax.Ref, flags: jax.Ref, peers: jax.Ref) -> None:
         for peer in range(devices):
             for place, ref in enumerate((inbox, flags)):
-                theirs = plgpu.remote_ref(ref, jnp.int32(peer), pl.DeviceIdType.LOGICAL)
+                theirs = plgpu.remote_ref(ref, {axis: jnp.int32(peer)})
                 halves = _address(plgpu)(theirs)
                 for half in range(2):
                     peers[peer, 2 * place + half] = halves[half]
@@ -106,7 +106,7 @@ def add_rms_norm(
     rows, width = x.shape
     _, devices, room, _ = mailbox.inbox.shape
     layout = plgpu.Layout.WG_STRIDED((width,), vec_size=_vector(width))
-    load = functools.partial(plgpu.load, layout=layout, optimized=False)
+    load = functools.partial(global_memory.load, plgpu, layout=layout)
 
     def body(
         x_ref: jax.Ref,
@@ -139,8 +139,8 @@ def add_rms_norm(
             total += jnp.where(sender == me, part, theirs).astype(jnp.float32)
         total = total.astype(x.dtype).astype(jnp.float32)
         total = (stream.astype(jnp.float32) + total).astype(x.dtype)
-        total_ref[row] = total
-        normed_ref[row] = normed_row(total, scale, eps)
+        global_memory.store(plgpu, total_ref.at[row], total)
+        global_memory.store(plgpu, normed_ref.at[row], normed_row(total, scale, eps))
 
     run = plgpu.kernel(
         body,

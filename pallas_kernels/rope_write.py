@@ -18,6 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from . import global_memory
 from .block_reference import Update
 
 _SMS = 132
@@ -215,7 +216,9 @@ class _Kernel(NamedTuple):
             c, s = (lax.broadcast_in_dim(f, shape, [len(shape) - 1]) for f in (cos, sin))
             turned = pair[0] * c - pair[1] * s, pair[1] * c + pair[0] * s
             for n, x in enumerate(turned):
-                _columns(target, n * half, half)[...] = x.astype(target.dtype)
+                global_memory.store(
+                    self.gpu, _columns(target, n * half, half), x.astype(target.dtype)
+                )
 
         move = _Move(sources, arrays, write)
         if 2 * half == target.shape[-1]:
@@ -228,7 +231,8 @@ class _Kernel(NamedTuple):
         source = _Source(part, vectors, slice(first, width))
 
         def write(arrays: list[Array]) -> None:
-            _columns(target, first, width - first)[...] = arrays[0].astype(target.dtype)
+            columns = _columns(target, first, width - first)
+            global_memory.store(self.gpu, columns, arrays[0].astype(target.dtype))
 
         return _Move([source], [self.load_source(token, source)], write)
 
@@ -258,12 +262,12 @@ class _Kernel(NamedTuple):
         return self.load(source.of(self.qkv.at[token, self.heads]))
 
     def load(self, ref: Any) -> Array:
-        return self.gpu.load(ref, layout=_layout(self.gpu, ref.shape), optimized=False)
+        return global_memory.load(self.gpu, ref, _layout(self.gpu, ref.shape))
 
     def load_factors(self, ref: Any, shape: tuple[int, ...]) -> Array:
         """Those of a row, in the threads where an array of this shape has their columns."""
         layout = _layout(self.gpu, shape).reduce(tuple(range(len(shape) - 1)))
-        return self.gpu.load(ref, layout=layout, optimized=False)
+        return global_memory.load(self.gpu, ref, layout)
 
 
 def _columns(ref: Any, first: int, count: int) -> Any:

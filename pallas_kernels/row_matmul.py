@@ -17,6 +17,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from . import global_memory
 from .hopper_matmul import activated
 
 _SMS, _THREADS, _REGISTERS = 132, 128, 65536
@@ -94,7 +95,7 @@ def _run(
     batch, blocks = chosen
     whole, left = divmod(out // batch, blocks)
     layout = plgpu.Layout.WG_STRIDED((width,), vec_size=_VECTOR)
-    load = functools.partial(plgpu.load, layout=layout, optimized=False)
+    load = functools.partial(global_memory.load, plgpu, layout=layout)
 
     def body(x_ref: jax.Ref, w_ref: jax.Ref, y_ref: jax.Ref) -> None:
         block = lax.axis_index("block")

@@ -7,6 +7,8 @@ An update brings many rows of B to each row. More threads take part then, so tha
 them are on their way at once: several warpgroups share the columns.
 """
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from . import global_memory
 from .block_reference import Update
 from .rope_write import weighted_sums
 
@@ -60,11 +63,12 @@ def add_rms_norm(
         x_ref: jax.Ref, y_ref: jax.Ref, weight_ref: jax.Ref, total_ref: jax.Ref, normed_ref: jax.Ref
     ) -> None:
         row = jax.lax.axis_index("row")
-        scale = weight_ref[...].astype(jnp.float32)  # asked for early, needed late
-        total = x_ref[row].astype(jnp.float32) + y_ref[row].astype(jnp.float32)
-        total = total.astype(x.dtype)
-        total_ref[row] = total
-        normed_ref[row] = normed_row(total, scale, eps)
+        load = functools.partial(global_memory.load, plgpu)
+        scale = load(weight_ref).astype(jnp.float32)  # asked for early, needed late
+        terms = (load(ref.at[row]).astype(jnp.float32) for ref in (x_ref, y_ref))
+        total = operator.add(*terms).astype(x.dtype)
+        global_memory.store(plgpu, total_ref.at[row], total)
+        global_memory.store(plgpu, normed_ref.at[row], normed_row(total, scale, eps))
 
     run = plgpu.kernel(
         body,
@@ -154,11 +158,12 @@ class _Kernel(NamedTuple):
         added = self.added(row, group, adapter, terms)  # asks for B before it waits for x and y
         x, y = (term.astype(jnp.float32) for term in terms)
         total = (x + y + added).astype(self.x.dtype)
-        self.total[row, group] = total
+        global_memory.store(self.gpu, self.total.at[row, group], total)
         exact = total.astype(jnp.float32)
         mean = self.sum_of_row(group, jnp.square(exact)) / self.weight.size
         normed = (exact * jax.lax.rsqrt(mean + self.eps)).astype(total.dtype).astype(jnp.float32)
-        self.normed[row, group] = (normed * scale.astype(jnp.float32)).astype(total.dtype)
+        normed = (normed * scale.astype(jnp.float32)).astype(total.dtype)
+        global_memory.store(self.gpu, self.normed.at[row, group], normed)
 
     def added(self, row: Array, group: Array, adapter: Array, like: list[Array]) -> Array:
         h, b = self.update.h, self.update.b
@@ -183,7 +188,7 @@ class _Kernel(NamedTuple):
         return sum(rest, first)
 
     def load(self, ref: Any) -> Array:
-        return self.gpu.load(ref, layout=_layout(self.gpu, self.vector), optimized=False)
+        return global_memory.load(self.gpu, ref, _layout(self.gpu, self.vector))
 
 
 def _layout(gpu: Any, vector: int) -> Any:

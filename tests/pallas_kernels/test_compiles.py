@@ -185,4 +185,4 @@ def test_sums_over_gpus(count: int, width: int) -> None:
     )
     rows = placed((8, width), BFLOAT16, P())
     lowered = jax.jit(run).lower(rows, rows, placed((width,), BFLOAT16, P()), arrays)
-    assert "peer_add_rms_norm" in lowered.compile().as_text()
+    assert "peer_add_rms_norm" in (lowered.compile().as_text() or "")

@@ -8,7 +8,6 @@ them are on their way at once: several warpgroups share the columns.
 """
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -65,8 +64,8 @@ def add_rms_norm(
         row = jax.lax.axis_index("row")
         load = functools.partial(global_memory.load, plgpu)
         scale = load(weight_ref).astype(jnp.float32)  # asked for early, needed late
-        terms = (load(ref.at[row]).astype(jnp.float32) for ref in (x_ref, y_ref))
-        total = operator.add(*terms).astype(x.dtype)
+        stream, added = (load(ref.at[row]).astype(jnp.float32) for ref in (x_ref, y_ref))
+        total = (stream + added).astype(x.dtype)
         global_memory.store(plgpu, total_ref.at[row], total)
         global_memory.store(plgpu, normed_ref.at[row], normed_row(total, scale, eps))
 

@@ -8,8 +8,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ..models import hopper
 from ..models.shards import TENSOR
-from ..pallas_kernels import peer_sum
-from ..pallas_kernels.peer_sum import Mailbox
+from ..pallas_kernels import peer_memory, peer_sum
+from ..pallas_kernels.peer_memory import Mailbox
 from .mesh import over
 
 if TYPE_CHECKING:
@@ -31,18 +31,18 @@ def has_use(spec: "ModelSpec") -> bool:
 
 def new_mailbox(spec: "ModelSpec", mesh: Mesh) -> Mailbox:
     """One for each device, which do not yet know of each other."""
-    make = functools.partial(peer_sum.empty, mesh.size, spec.config.hidden_size, spec.dtype)
+    make = functools.partial(peer_memory.empty, mesh.size, spec.config.hidden_size, spec.dtype)
     return jax.jit(over(mesh, make, (), SPECS))()
 
 
 def connected(mailbox: Mailbox, mesh: Mesh) -> Mailbox:
     """The same, in the same place, each of which knows where the others are."""
-    connect = functools.partial(peer_sum.connected, axis=TENSOR)
+    connect = functools.partial(peer_memory.connected, axis=TENSOR)
     peers = jax.jit(over(mesh, connect, (SPECS,), SPECS.peers))(mailbox)
     return mailbox._replace(peers=peers)
 
 
 def mailbox_bytes(spec: "ModelSpec") -> int:
     """Of that of one device."""
-    make = functools.partial(peer_sum.empty, spec.devices, spec.config.hidden_size, spec.dtype)
+    make = functools.partial(peer_memory.empty, spec.devices, spec.config.hidden_size, spec.dtype)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(make)))

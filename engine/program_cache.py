@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax import export
 
-from ..pallas_kernels.peer_sum import Mailbox
+from ..pallas_kernels.peer_memory import Mailbox
 from . import sampler
 from .device_state import DeviceState, TokenTables
 from .step import StepOutput

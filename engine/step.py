@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from ..models import functional
 from ..models.batch import TokenBatch
 from ..models.features import Features
-from ..pallas_kernels.peer_sum import Mailbox
+from ..pallas_kernels.peer_memory import Mailbox
 from . import sampler
 from .batch import RowField
 from .buckets import Program, Variant
@@ -75,7 +75,7 @@ def make_step(
         row_hidden = hidden if program.decode else hidden[_last_tokens(batch)]
         with jax.named_scope("logits"):
             row_adapters = None if adapters is None else rows[:, RowField.ADAPTER]
-            logits = model.logits(row_hidden, row_adapters)
+            logits = model.logits(row_hidden, row_adapters, mailbox)
         with jax.named_scope("sample"):
             sampled, logprobs, tables = pick_tokens(
                 program.variant, logits, rows, tables, config.top_logprobs

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from jaxtyping import Array, Int
 
-from ..pallas_kernels.peer_sum import Mailbox
+from ..pallas_kernels.peer_memory import Mailbox
 
 
 @jax.tree_util.register_dataclass

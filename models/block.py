@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..pallas_kernels import block_reference, peer_sum
+from ..pallas_kernels import block_reference, peer_gather, peer_sum
 from ..pallas_kernels.block_reference import Update
-from ..pallas_kernels.peer_sum import Mailbox
+from ..pallas_kernels.peer_memory import Mailbox
 from . import hopper, shards
 from .layers import ACTIVATIONS, Embedding, Linear, RMSNorm, matmul
 from .low_rank import LowRank
@@ -117,9 +117,20 @@ def vocabulary(
     lora: LowRank | None,
     hidden: Float[Array, "*N E"],
     adapters: Int[Array, "*N"] | None,
+    *,
+    mailbox: Mailbox | None = None,
 ) -> Float[Array, "*N V"]:
-    """float32 products of hidden states with every vector of the table, `lora` added."""
-    return table.logits(hidden, None if lora is None else lora(hidden, adapters, jnp.float32))
+    """float32 products of hidden states with every vector of the table, `lora` added.
+
+    Args:
+        mailbox: through which devices may gather what each has of them.
+    """
+    y = table.logits(hidden, None if lora is None else lora(hidden, adapters, jnp.float32))
+    if not table.is_part:
+        return y
+    if mailbox is not None and peer_gather.fits(*y.shape, mailbox):
+        return peer_gather.gathered(y, mailbox)
+    return shards.gathered(y)
 
 
 def add_norm(

@@ -168,16 +168,10 @@ class Embedding(nnx.Module):
 
     def logits(
         self, x: Float[Array, "*N E"], added: Float[Array, "*N part"] | None = None
-    ) -> Float[Array, "*N V"]:
-        """float32 products of x with every vector.
-
-        Args:
-            added: to those with vectors that this device has.
-        """
+    ) -> Float[Array, "*N part"]:
+        """float32 products of x with every vector that this device has, `added` to them."""
         y = matmul(x, self.weight[...], jnp.float32)
-        if added is not None:
-            y = y + added
-        return shards.gathered(y) if self.is_part else y
+        return y if added is None else y + added
 
 
 class RMSNorm(nnx.Module):

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ..pallas_kernels.block_reference import rotate
+from ..pallas_kernels.peer_memory import Mailbox
 from . import hf_config, rope
 from .attention import LayerCache, Rotary, attend, attend_rotary, split_heads
 from .batch import TokenBatch, adapters_of, mailbox_of
@@ -261,11 +262,14 @@ class Llama(nnx.Module):
 
     @jax.named_scope("logits")
     def logits(
-        self, hidden: Float[Array, "N E"], adapters: Int[Array, " N"] | None = None
+        self,
+        hidden: Float[Array, "N E"],
+        adapters: Int[Array, " N"] | None = None,
+        mailbox: Mailbox | None = None,
     ) -> Float[Array, "N V"]:
-        """float32 scores of the next token; `adapters` as in `TokenBatch`."""
+        """float32 scores of the next token; `adapters` and `mailbox` as in `TokenBatch`."""
         head = self.embed if self.head is None else self.head
-        return vocabulary(head, self.head_lora, hidden, adapters)
+        return vocabulary(head, self.head_lora, hidden, adapters, mailbox=mailbox)
 
     @classmethod
     def checkpoint_map(cls, config: LlamaConfig) -> CheckpointMap:

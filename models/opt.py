@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ..pallas_kernels.peer_memory import Mailbox
 from . import hf_config
 from .attention import LayerCache, attend
 from .batch import TokenBatch, adapters_of
@@ -188,13 +189,16 @@ class OPT(nnx.Module):
 
     @jax.named_scope("logits")
     def logits(
-        self, hidden: Float[Array, "N E"], adapters: Int[Array, " N"] | None = None
+        self,
+        hidden: Float[Array, "N E"],
+        adapters: Int[Array, " N"] | None = None,
+        mailbox: Mailbox | None = None,
     ) -> Float[Array, "N V"]:
-        """float32 scores of the next token; `adapters` as in `TokenBatch`."""
+        """float32 scores of the next token; `adapters` and `mailbox` as in `TokenBatch`."""
         if self.project_out is not None:
             hidden = linear(self.project_out, hidden, adapters).y
         head = self.embed if self.head is None else self.head
-        return vocabulary(head, self.head_lora, hidden, adapters)
+        return vocabulary(head, self.head_lora, hidden, adapters, mailbox=mailbox)
 
     @classmethod
     def checkpoint_map(cls, config: OPTConfig) -> CheckpointMap:

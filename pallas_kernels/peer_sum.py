@@ -1,92 +1,25 @@
 """Adds partial products of several GPUs up in the kernel that norms the sum, for Hopper GPUs.
 
-Each GPU writes its part into the memory of all others, a row a thread block, and tells them so;
-then it adds up what has come to its own. That is an all-reduce in one shot, which for few rows
-takes about as long as the way there. XLA's own stay outside of CUDA graphs, and the host launches
-all that is around them one by one.
-
-A `Mailbox` is memory that stays where it is as long as an engine lives. Programs take it as they
-take weights; XLA knows nothing of what is written there.
+Each GPU sends its part of a row to all others, a row a thread block, and adds up what has come to
+its own memory: an all-reduce in one shot.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from . import global_memory
+from .peer_memory import THREADS, WORD, Mailbox, lanes, row_layout, swapped
 from .row_norm import normed_row
-
-_THREADS, _WORD = 128, 4
-_MOST_ROWS, _MOST_BYTES = 512, 2**23
-"""What a GPU sends to all others. Beyond that the way takes longer than what is gained here."""
-
-
-class Mailbox(NamedTuple):
-    """One GPU's, among N, for M rows.
-
-    A row's calls are numbered. Its parts go to the two places of the row in turn: who sends the
-    next but one has had the next one's parts from all, so all are done with this one's.
-    """
-
-    inbox: Float[Array, "2 N M E"]
-    """By place and sender."""
-    flags: Int[Array, "2*N+1 M"]
-    """The number of what is in the inbox, by place and sender; in the last row that of the last
-    call."""
-    peers: Int[Array, "N+1 4"]
-    """Where inbox and flags of each GPU are, in halves of 32 bits, the lower one first; in the
-    last row which of them this one is."""
-
-
-def rows_of(devices: int, width: int, dtype: DTypeLike) -> int:
-    """Rows of `width` elements that a mailbox among so many GPUs has room for."""
-    sent = (devices - 1) * width * jnp.dtype(dtype).itemsize
-    return min(_MOST_ROWS, _MOST_BYTES // sent)
 
 
 def fits(width: int, dtype: DTypeLike) -> bool:
     """Whether rows of `width` elements can be added up here: whole words for every thread."""
     dtype = jnp.dtype(dtype)
-    return dtype.itemsize == 2 and width * dtype.itemsize % (_THREADS * _WORD) == 0
-
-
-def empty(devices: int, width: int, dtype: DTypeLike) -> Mailbox:
-    """That of one GPU, which `connected` is still to tell where the others are."""
-    rows = rows_of(devices, width, dtype)
-    return Mailbox(
-        inbox=jnp.zeros((2, devices, rows, width), dtype),
-        flags=jnp.zeros((2 * devices + 1, rows), jnp.int32),
-        peers=jnp.zeros((devices + 1, 4), jnp.int32),
-    )
-
-
-def connected(mailbox: Mailbox, axis: str) -> Int[Array, "N+1 4"]:
-    """`peers` of a mailbox. To be run once over the mesh axis, with the mailbox in its place."""
-    from jax.experimental.pallas import mosaic_gpu as plgpu  # slow to import, and new in jax 0.11
-
-    devices = mailbox.inbox.shape[1]
-
-    def body(inbox: jax.Ref, flags: jax.Ref, peers: jax.Ref) -> None:
-        for peer in range(devices):
-            for place, ref in enumerate((inbox, flags)):
-                theirs = plgpu.remote_ref(ref, {axis: jnp.int32(peer)})
-                halves = _address(plgpu)(theirs)
-                for half in range(2):
-                    peers[peer, 2 * place + half] = halves[half]
-        for column in range(4):
-            peers[devices, column] = jax.lax.axis_index(axis)
-
-    run = plgpu.kernel(
-        body,
-        out_type=jax.ShapeDtypeStruct(mailbox.peers.shape, jnp.int32),
-        compiler_params=_lanes(plgpu),
-        kernel_name="connect_peers",
-    )
-    return run(mailbox.inbox, mailbox.flags)
+    return dtype.itemsize == 2 and width * dtype.itemsize % (THREADS * WORD) == 0
 
 
 def add_rms_norm(
@@ -101,41 +34,23 @@ def add_rms_norm(
     For up to M rows that `fits`, all of one type, within a `shard_map` over all GPUs that the
     mailbox knows, which must all call it, in the same order. Needs jax 0.11.2.
     """
-    from jax.experimental.pallas import mosaic_gpu as plgpu  # as above
+    from jax.experimental.pallas import mosaic_gpu as plgpu  # slow to import, and new in jax 0.11
 
     rows, width = x.shape
-    _, devices, room, _ = mailbox.inbox.shape
-    layout = plgpu.Layout.WG_STRIDED((width,), vec_size=_vector(width))
+    devices = mailbox.inbox.shape[1]
+    layout = row_layout(plgpu, width, x.dtype.itemsize)
     load = functools.partial(global_memory.load, plgpu, layout=layout)
 
-    def body(
-        x_ref: jax.Ref,
-        y_ref: jax.Ref,
-        weight_ref: jax.Ref,
-        inbox: jax.Ref,
-        flags: jax.Ref,
-        peers: jax.Ref,
-        total_ref: jax.Ref,
-        normed_ref: jax.Ref,
-    ) -> None:
+    def body(x_ref: jax.Ref, y_ref: jax.Ref, weight_ref: jax.Ref, *others: jax.Ref) -> None:
+        box, (total_ref, normed_ref) = Mailbox(*others[:3]), others[3:]
         row = jax.lax.axis_index("row")
         part, stream = load(y_ref.at[row]), load(x_ref.at[row])
         scale = load(weight_ref).astype(jnp.float32)  # asked for early, needed late
-        me = peers[devices, 0]
-        number = flags[2 * devices, row] + 1
-        place = (number & 1) * devices
-        others = [jax.lax.rem(me + step, jnp.int32(devices)) for step in range(1, devices)]
-        at = (place + me) * room + row
-        for peer in others:
-            _put(plgpu, layout)(part, peers[peer, 0], peers[peer, 1], at * width)
-        for peer in others:
-            _tell(plgpu)(peers[peer, 2], peers[peer, 3], at, number)
-        for peer in others:
-            _wait(plgpu)(flags, place + peer, row, number)
-        flags[2 * devices, row] = number
+        place = swapped(plgpu, box, row, part, layout)
+        me = box.peers[devices, 0]
         total = jnp.zeros((width,), jnp.float32)
         for sender in range(devices):  # in the same order everywhere
-            theirs = load(inbox.at[number & 1, sender, row])
+            theirs = load(box.inbox.at[place, sender, row])
             total += jnp.where(sender == me, part, theirs).astype(jnp.float32)
         total = total.astype(x.dtype).astype(jnp.float32)
         total = (stream.astype(jnp.float32) + total).astype(x.dtype)
@@ -147,132 +62,8 @@ def add_rms_norm(
         out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2,
         grid=(rows,),
         grid_names=("row",),
-        compiler_params=_lanes(plgpu),
+        compiler_params=lanes(plgpu),
         kernel_name="peer_add_rms_norm",
     )
     total, normed = run(x, y, weight, *mailbox)
     return total, normed
-
-
-def _vector(width: int) -> int:
-    """Elements that one instruction moves: 16 bytes, or as many as leave no thread idle."""
-    return max(n for n in (2, 4, 8) if width % (_THREADS * n) == 0)
-
-
-def _lanes(gpu: Any) -> Any:
-    from jax.experimental.mosaic import gpu as mosaic
-
-    return gpu.CompilerParams(lowering_semantics=mosaic.LoweringSemantics.Lane)
-
-
-def _address(gpu: Any) -> Any:
-    """(ref) -> the lower and the upper half of its address."""
-    from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, llvm
-
-    half = gpu.ShapeDtypeStruct((), jnp.int32, layout=gpu.Layout.WG_SPLAT)
-
-    @gpu.inline_mgpu(arg_types=(gpu.RefType(),), return_type=(half, half))
-    def address(_: Any, ref: Any) -> Any:
-        i32, i64 = (ir.IntegerType.get_signless(n) for n in (32, 64))
-        whole = llvm.ptrtoint(i64, utils.memref_ptr(ref))
-        upper = arith.shrui(whole, utils.c(32, i64))
-        return tuple(_splat(arith.trunci(i32, part)) for part in (whole, upper))
-
-    return address
-
-
-def _put(gpu: Any, layout: Any) -> Any:
-    """(row, lower, upper, first) writes a row [E] to elements from the first on at an address."""
-    from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, llvm, vector
-
-    @gpu.inline_mgpu(arg_types=(layout, *(gpu.Layout.WG_SPLAT,) * 3))
-    def put(_: Any, row: Any, lower: Any, upper: Any, first: Any) -> None:
-        i32, i64 = (ir.IntegerType.get_signless(n) for n in (32, 64))
-        size, words = utils.bytewidth(row.mlir_dtype), row.layout.vec_size // 2
-        start = _pointer(lower, upper, first, size)
-        thread = arith.remui(utils.thread_idx(), utils.c(_THREADS, i32))
-        for step, register in enumerate(row.registers.flat):
-            place = arith.addi(thread, utils.c(step * _THREADS, i32))
-            offset = arith.extui(i64, arith.muli(place, utils.c(words * _WORD, i32)))
-            there = llvm.inttoptr(
-                llvm.PointerType.get(), arith.addi(llvm.ptrtoint(i64, start), offset)
-            )
-            packed = vector.bitcast(ir.VectorType.get((words,), i32), register)
-            parts = [vector.extract(packed, [], [n]) for n in range(words)]
-            kind = f".v{words}" if words > 1 else ""
-            named = ", ".join(f"${n + 1}" for n in range(words))
-            named = f"{{{named}}}" if words > 1 else named
-            # an ordinary store would move one element at a time, since nothing tells its alignment
-            utils.inline_ptx(
-                f"st.global{kind}.b32 [$0], {named};", there, *parts, has_side_effects=True
-            )
-
-    return put
-
-
-def _tell(gpu: Any) -> Any:
-    """(lower, upper, index, number) sets a flag at an address, after all that was written."""
-    from jax.experimental.mosaic.gpu import utils
-
-    @gpu.inline_mgpu(arg_types=(gpu.Layout.WG_SPLAT,) * 4)
-    def tell(_: Any, lower: Any, upper: Any, index: Any, number: Any) -> None:
-        utils.warpgroup_barrier()
-        utils.inline_ptx(
-            "st.release.sys.global.u32 [$0], $1;",
-            _pointer(lower, upper, index, _WORD),
-            number.registers.item(),
-            predicate=utils.single_thread_predicate(utils.ThreadSubset.WARPGROUP),
-            has_side_effects=True,
-        )
-
-    return tell
-
-
-def _wait(gpu: Any) -> Any:
-    """(flags, row, column, number) waits until a flag is the number, and what it tells is there."""
-    from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, scf
-
-    @gpu.inline_mgpu(arg_types=(gpu.RefType(), *(gpu.Layout.WG_SPLAT,) * 3))
-    def wait(_: Any, flags: Any, row: Any, column: Any, number: Any) -> None:
-        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
-        at = tuple(arith.index_cast(index, x.registers.item()) for x in (row, column))
-        flag = utils.memref_ptr(utils.memref_slice(flags, at))
-        loop = scf.WhileOp([], [])
-        with ir.InsertionPoint.at_block_begin(loop.before.blocks.append()):
-            seen = utils.inline_ptx(
-                "ld.acquire.sys.global.u32 $0, [$1];",
-                flag,
-                result_types=i32,
-                has_side_effects=True,
-            )
-            other = arith.cmpi(arith.CmpIPredicate.ne, seen, number.registers.item())
-            scf.condition(other, [])
-        with ir.InsertionPoint.at_block_begin(loop.after.blocks.append()):
-            scf.yield_([])
-
-    return wait
-
-
-def _pointer(lower: Any, upper: Any, index: Any, size: int) -> Any:
-    """To an element of so many bytes of what is at an address."""
-    from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, llvm
-
-    i64 = ir.IntegerType.get_signless(64)
-    low, high, place = (arith.extui(i64, x.registers.item()) for x in (lower, upper, index))
-    base = arith.ori(low, arith.shli(high, utils.c(32, i64)))
-    offset = arith.muli(place, utils.c(size, i64))
-    return llvm.inttoptr(llvm.PointerType.get(), arith.addi(base, offset))
-
-
-def _splat(value: Any) -> Any:
-    from jax.experimental.mosaic import gpu as mosaic
-
-    return mosaic.FragmentedArray.splat(value, (), is_signed=True)

@@ -6,41 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
+from tests.pallas_kernels.peers import AXIS, SPECS, all_gpus, connected, over
 
-from quire.pallas_kernels import block_reference, peer_sum
-from quire.pallas_kernels.peer_sum import Mailbox
+from quire.pallas_kernels import block_reference, peer_memory, peer_sum
+from quire.pallas_kernels.peer_memory import Mailbox
 
-AXIS = "tensor"
-CUT: tuple[Any, ...] = P(None, AXIS), P(AXIS), P(AXIS)
-SPECS = Mailbox(*CUT)
 EPS = 1e-5
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Mesh:
-    if (found := len(jax.devices())) < 2:
-        pytest.skip(f"sums over GPUs need two of them, and JAX sees {found}")
-    return Mesh(np.array(jax.devices()), (AXIS,))
-
-
-def over(mesh: Mesh, function: Any, specs: Any, out: Any) -> Any:
-    return jax.jit(
-        jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    )
-
-
-def connected(mesh: Mesh, width: int, dtype: str) -> Mailbox:
-    mailbox = over(mesh, lambda: peer_sum.empty(mesh.size, width, dtype), (), SPECS)()
-    connect = over(mesh, lambda box: peer_sum.connected(box, AXIS), (SPECS,), SPECS.peers)
-    return mailbox._replace(peers=connect(mailbox))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("rows", "width"), [(1, 4096), (3, 1536), (64, 8192), (512, 4096)])
-def test_all_devices_have_the_same_sum(mesh: Mesh, rows: int, width: int, dtype: str) -> None:
-    rows = min(rows, peer_sum.rows_of(mesh.size, width, dtype))
+def test_all_devices_have_the_same_sum(rows: int, width: int, dtype: str) -> None:
+    mesh = all_gpus()
+    rows = min(rows, peer_memory.rows_of(mesh.size, width, dtype))
     rng = np.random.default_rng(0)
     mailbox = connected(mesh, width, dtype)
     place = NamedSharding(mesh, P(AXIS))
@@ -77,13 +57,3 @@ def test_all_devices_have_the_same_sum(mesh: Mesh, rows: int, width: int, dtype:
 )
 def test_which_rows_fit(width: int, dtype: str, fits: bool) -> None:
     assert peer_sum.fits(width, dtype) == fits
-
-
-def test_room_is_bounded() -> None:
-    assert peer_sum.rows_of(2, 4096, "bfloat16") == 512
-    assert peer_sum.rows_of(4, 8192, "bfloat16") == 170
-    assert peer_sum.rows_of(8, 8192, "bfloat16") == 73
-    mailbox = jax.eval_shape(lambda: peer_sum.empty(4, 8192, "bfloat16"))
-    assert mailbox.inbox.shape == (2, 4, 170, 8192)
-    assert mailbox.flags.shape == (9, 170)
-    assert mailbox.peers.shape == (5, 4)

@@ -21,8 +21,8 @@ from . import global_memory
 from .hopper_matmul import activated
 
 _SMS, _THREADS, _REGISTERS = 132, 128, 65536
-_VECTOR = 8
-"""Elements that one instruction loads."""
+_VECTORS = 8, 4
+"""Elements that one instruction may load."""
 _ASKED = 64
 """Elements of weights that a thread asks for at once, unless one row has more."""
 _MOST = 224
@@ -38,12 +38,15 @@ class Plan(NamedTuple):
     """Rows of each matrix that are asked for at once."""
     blocks: int
     """As many as the GPU holds, if there is enough for them to do."""
+    vector: int
+    """Elements that one instruction loads."""
 
 
 @functools.cache
 def plan(matrices: int, out: int, width: int, dtype: DTypeLike) -> Plan | None:
     """Of products with so many matrices [out, width]; None where they cannot run here."""
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or width % (_THREADS * _VECTOR):
+    vector = next((n for n in _VECTORS if width % (_THREADS * n) == 0), None)
+    if vector is None or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return None
     row = width // _THREADS
     whole = (n for n in (4, 2) if out % n == 0 and n * matrices * row <= _ASKED)
@@ -54,7 +57,7 @@ def plan(matrices: int, out: int, width: int, dtype: DTypeLike) -> Plan | None:
         return None
     each = min(held + _OTHERS, 255)
     resident = _REGISTERS // (_THREADS * (each + -each % 8))
-    return Plan(batch, min(_SMS * resident, out // batch))
+    return Plan(batch, min(_SMS * resident, out // batch), vector)
 
 
 def matmul(
@@ -92,9 +95,9 @@ def _run(
     matrices, out, width = w.shape
     chosen = plan(matrices, out, width, x.dtype)
     assert chosen is not None, "ask plan first"
-    batch, blocks = chosen
+    batch, blocks, vector = chosen
     whole, left = divmod(out // batch, blocks)
-    layout = plgpu.Layout.WG_STRIDED((width,), vec_size=_VECTOR)
+    layout = plgpu.Layout.WG_STRIDED((width,), vec_size=vector)
     load = functools.partial(global_memory.load, plgpu, layout=layout)
 
     def body(x_ref: jax.Ref, w_ref: jax.Ref, y_ref: jax.Ref) -> None:

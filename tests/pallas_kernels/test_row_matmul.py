@@ -23,6 +23,7 @@ REAL = [
     (8192, 8192),
     (1001, 1024),  # an odd number of columns
     (4600, 3072),
+    (3584, 3584),
 ]
 
 
@@ -52,7 +53,7 @@ def assert_close(got: jax.Array, want: jax.Array) -> None:
 
 @needs_mosaic
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize(("out", "width"), [(40, 1024), (13, 1024), (3, 2048)])
+@pytest.mark.parametrize(("out", "width"), [(40, 1024), (13, 1024), (3, 2048), (5, 1536)])
 def test_matches_the_twins_interpreted(
     monkeypatch: pytest.MonkeyPatch, out: int, width: int, dtype: str
 ) -> None:
@@ -79,11 +80,12 @@ def test_wide_rows_match_the_twin() -> None:
 @pytest.mark.parametrize(
     ("shape", "chosen"),
     [
-        ((1, 6144, 4096, "bfloat16"), Plan(2, 132 * 3)),
-        ((2, 14336, 4096, "bfloat16"), Plan(1, 132 * 3)),
-        ((1, 4096, 14336, "float16"), Plan(1, 132 * 2)),
-        ((1, 20, 1024, "bfloat16"), Plan(4, 5)),
-        ((1, 4096, 3584, "bfloat16"), None),  # not whole vectors of all threads
+        ((1, 6144, 4096, "bfloat16"), Plan(2, 132 * 3, 8)),
+        ((2, 14336, 4096, "bfloat16"), Plan(1, 132 * 3, 8)),
+        ((1, 4096, 14336, "float16"), Plan(1, 132 * 2, 8)),
+        ((1, 20, 1024, "bfloat16"), Plan(4, 5, 8)),
+        ((1, 4096, 3584, "bfloat16"), Plan(2, 132 * 4, 4)),
+        ((1, 4096, 3840 + 128, "bfloat16"), None),  # not whole vectors of all threads
         ((1, 4096, 4096, "float32"), None),
         ((2, 4096, 14336, "bfloat16"), None),  # more than a thread has registers for
     ],

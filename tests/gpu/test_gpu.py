@@ -108,6 +108,27 @@ def test_kernels_in_bfloat16_agree_with_float32(tmp_path: Path) -> None:
     assert np.abs(np.subtract(*found)).max() < 0.05
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_new"])
+def test_one_request_in_bfloat16_agrees_with_float32(llama_folder: Path, activation: str) -> None:
+    """Log-probabilities of tokens that were made one by one, by the products of one row."""
+    options = {**SMALL, "load_format": "dummy", "skip_tokenizer_init": True}
+    wide = {"hidden_size": 1024, "intermediate_size": 2048, "hidden_act": activation}
+    options["hf_overrides"] = wide
+    prompt = list(range(40))
+    with Engine(llama_folder, dtype="bfloat16", **options) as engine:
+        weights = {name: np.asarray(x) for name, x in engine.params.items()}
+        params = SamplingParams(temperature=1, seed=1, max_tokens=60, logprobs=0)
+        [output] = engine.generate([prompt], params, use_tqdm=False)
+    made = zip(output.outputs[0].token_ids, output.outputs[0].logprobs or [], strict=True)
+    found = [entry[token].logprob for token, entry in made]
+    with Engine(llama_folder, dtype="float32", **options) as engine:
+        engine.update_params({name: x.astype(np.float32) for name, x in weights.items()})
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+        whole = [*prompt, *output.outputs[0].token_ids]
+        [exact] = engine.generate([whole], params, use_tqdm=False)
+    assert np.abs(np.subtract(found, _of_prompt(exact)[-len(found) :])).max() < 0.05
+
+
 def _of_prompt(output: RequestOutput) -> list[float]:
     """Log-probabilities of the prompt's tokens but the first."""
     entries = zip(output.prompt_token_ids[1:], (output.prompt_logprobs or [])[1:], strict=True)

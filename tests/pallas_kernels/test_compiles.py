@@ -14,8 +14,8 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
 
-from quire.pallas_kernels import block_reference, peer_sum
-from quire.pallas_kernels.peer_sum import Mailbox
+from quire.pallas_kernels import block_reference, peer_gather, peer_memory, peer_sum
+from quire.pallas_kernels.peer_memory import Mailbox
 
 BFLOAT16, INT32, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("int32"), jnp.dtype("float32")
 TARGET = Path(__file__).parents[1] / "fixtures" / "h200.txtpb"
@@ -49,7 +49,9 @@ def compiles(kernel: Any, *shapes: Any, **options: Any) -> None:
     assert run.lower(*map(argument, shapes)).compile() is not None
 
 
-@pytest.mark.parametrize(("out", "width"), [(6144, 4096), (4096, 14336), (1001, 2048)])
+@pytest.mark.parametrize(
+    ("out", "width"), [(6144, 4096), (4096, 14336), (1001, 2048), (3584, 3584)]
+)
 def test_products_of_one_row(out: int, width: int) -> None:
     from quire.pallas_kernels import row_matmul
 
@@ -158,31 +160,30 @@ def test_attention_in_towers(width: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("width", [4096, 1536])
-def test_sums_over_gpus(count: int, width: int) -> None:
+def test_what_gpus_tell_each_other(count: int, width: int) -> None:
     mesh = Mesh(np.array(gpus(count)), ("tensor",))
     cut: tuple[Any, ...] = P(None, "tensor"), P("tensor"), P("tensor")
-    specs = Mailbox(*cut)
+    over = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
 
     def placed(shape: tuple[int, ...], dtype: Any, spec: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    def step(x: Any, y: Any, weight: Any, mailbox: Mailbox) -> Any:
-        peers = peer_sum.connected(mailbox, "tensor")
-        return peer_sum.add_rms_norm(x, y, weight, mailbox._replace(peers=peers), 1e-5)
+    def step(x: Any, weight: Any, logits: Any, mailbox: Mailbox) -> Any:
+        peers = peer_memory.connected(mailbox, "tensor")
+        mailbox = mailbox._replace(peers=peers)
+        total, normed = peer_sum.add_rms_norm(x, x, weight, mailbox, 1e-5)
+        return total, normed, peer_gather.gathered(logits, mailbox)
 
-    run = jax.shard_map(
-        step, mesh=mesh, in_specs=(P(), P(), P(), specs), out_specs=P(), check_vma=False
-    )
-    empty = jax.shard_map(
-        lambda: peer_sum.empty(count, width, BFLOAT16),
-        mesh=mesh,
-        in_specs=(),
-        out_specs=specs,
-        check_vma=False,
-    )
-    arrays = jax.tree.map(
-        lambda x, spec: placed(x.shape, x.dtype, spec), jax.eval_shape(empty), specs
-    )
-    rows = placed((8, width), BFLOAT16, P())
-    lowered = jax.jit(run).lower(rows, rows, placed((width,), BFLOAT16, P()), arrays)
-    assert "peer_add_rms_norm" in (lowered.compile().as_text() or "")
+    def empty() -> Mailbox:
+        return peer_memory.empty(count, width, BFLOAT16)
+
+    specs = Mailbox(*cut)
+    shapes = jax.eval_shape(over(empty, in_specs=(), out_specs=specs))
+    mailbox = jax.tree.map(lambda x, spec: placed(x.shape, x.dtype, spec), shapes, specs)
+    assert peer_gather.fits(3, 4096, jax.eval_shape(empty))
+    run = jax.jit(over(step, in_specs=(P(), P(), P(None, "tensor"), specs), out_specs=P()))
+    x, weight = placed((8, width), BFLOAT16, P()), placed((width,), BFLOAT16, P())
+    logits = placed((3, 4096 * count), FLOAT32, P(None, "tensor"))
+    text = run.lower(x, weight, logits, mailbox).compile().as_text() or ""
+    assert "peer_add_rms_norm" in text
+    assert "peer_gather" in text

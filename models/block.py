@@ -1,7 +1,8 @@
 """The seam of what surrounds attention in a block: kernels where they pay, XLA everywhere else."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,10 @@ class Sum(NamedTuple):
     update: Update | None = None
     mailbox: Mailbox | None = None
     """Through which the devices' y are to be added up; None where y is whole."""
+
+
+Stream = tuple[Float[Array, "T E"], Sum]
+"""The residual stream: a sum and what is still to be added to it, which the next norm does."""
 
 
 def project(
@@ -153,6 +158,72 @@ def add_norm(
         y = y + block_reference.expand(update).astype(y.dtype)
     x = x + y
     return x, norm(x)
+
+
+def norm_project(
+    norm: RMSNorm,
+    stream: Stream,
+    w: Float[Array, "... E"],
+    lora: LowRank | None,
+    adapters: Int[Array, " T"] | None,
+    *,
+    defer: bool = False,
+) -> tuple[Float[Array, "T E"], Sum]:
+    """The stream added up, and `project` of its norm."""
+    if lora is None and _norms_in_product(stream, w.reshape(1, -1, w.shape[-1])):
+        from ..pallas_kernels import row_matmul  # slow to import
+
+        kernels = row_matmul.norm_matmul, block_reference.norm_matmul
+        x, y = _norm_product(*kernels, norm, stream, w.reshape(-1, w.shape[-1]))
+        return x, Sum(y.reshape(-1, *w.shape[:-1]))
+    x, normed = add_norm(norm, *stream)
+    return x, project(normed, w, lora, adapters, defer=defer)
+
+
+def norm_gated_matmul(
+    norm: RMSNorm,
+    stream: Stream,
+    w: Float[Array, "2 F E"],
+    bias: Float[Array, "2 F"] | None,
+    activation: str,
+    lora: LowRank | None = None,
+    adapters: Int[Array, " T"] | None = None,
+) -> tuple[Float[Array, "T E"], Float[Array, "T F"]]:
+    """The stream added up, and `gated_matmul` of its norm."""
+    known = lora is None and bias is None and activation in _GATES
+    if known and _norms_in_product(stream, w):
+        from ..pallas_kernels import row_matmul  # slow to import
+
+        kernels = row_matmul.norm_gated_matmul, block_reference.norm_gated_matmul
+        return _norm_product(*kernels, norm, stream, w, activation=_GATES[activation])
+    x, normed = add_norm(norm, *stream)
+    return x, gated_matmul(normed, w, bias, activation, lora, adapters)
+
+
+def _norms_in_product(stream: Stream, w: Float[Array, "N O E"]) -> bool:
+    """Whether the kernel of a product with w takes the norm of the stream over."""
+    x, (y, update, _) = stream
+    if len(x) != 1 or update is not None or not x.dtype == y.dtype == w.dtype or not _on_hopper(x):
+        return False
+    from ..pallas_kernels import row_matmul  # slow to import
+
+    return row_matmul.plan(*w.shape, x.dtype) is not None
+
+
+def _norm_product(
+    kernel: Callable[..., Any],
+    twin: Callable[..., Any],
+    norm: RMSNorm,
+    stream: Stream,
+    w: Array,
+    **options: object,
+) -> tuple[Float[Array, "1 E"], Array]:
+    """What a kernel makes of stream and weight; `twin` is what its gradient is that of."""
+    x, (y, _, mailbox) = stream
+    if mailbox is not None:
+        return kernel(x, y, norm.weight[...], w, mailbox, eps=norm.eps, **options)
+    run = hopper.with_gradient(kernel, twin, eps=norm.eps, **options)
+    return run(x, y, norm.weight[...], w)
 
 
 def gated_matmul(

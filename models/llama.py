@@ -16,7 +16,16 @@ from ..pallas_kernels.peer_memory import Mailbox
 from . import hf_config, rope
 from .attention import LayerCache, Rotary, attend, attend_rotary, split_heads
 from .batch import TokenBatch, adapters_of, mailbox_of
-from .block import Sum, add_norm, embedded, gated_matmul, linear, project, vocabulary
+from .block import (
+    Stream,
+    Sum,
+    add_norm,
+    embedded,
+    linear,
+    norm_gated_matmul,
+    norm_project,
+    vocabulary,
+)
 from .checkpoint_map import CheckpointMap, Piece
 from .features import Features
 from .functional import run_layers
@@ -136,13 +145,16 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "T E"],
+        norm: RMSNorm,
+        stream: Stream,
         rotary: Rotary,
         cache: LayerCache | None,
         batch: TokenBatch | None,
-    ) -> tuple[Sum, LayerCache | None]:
+    ) -> tuple[Stream, LayerCache | None]:
+        """Attention over the norm of the stream, which is to be added to it."""
         weights, adapters = (self.qkv[...], self.qkv_lora), adapters_of(batch)
-        qkv, update, _ = project(x, *weights, adapters, defer=self.q_norm is None)
+        defer = self.q_norm is None
+        x, (qkv, update, _) = norm_project(norm, stream, *weights, adapters, defer=defer)
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...][None]
         options = {"scale": self.scale, "window": self.window}
@@ -153,7 +165,8 @@ class Attention(nnx.Module):
             q, k = rotate(self.q_norm(q), *rotary), rotate(self.k_norm(k), *rotary)
             y, cache = attend(q, k, v, cache, batch, **options)
         y = y.reshape(x.shape[0], -1)
-        return linear(self.out, y, adapters, defer=True, mailbox=mailbox_of(batch)), cache
+        y = linear(self.out, y, adapters, defer=True, mailbox=mailbox_of(batch))
+        return (x, y), cache
 
 
 def _head_norm(config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> RMSNorm:
@@ -180,15 +193,13 @@ class GatedMLP(nnx.Module):
         self.activation = config.activation
 
     @jax.named_scope("mlp")
-    def __call__(self, x: Float[Array, "T E"], batch: TokenBatch | None = None) -> Sum:
+    def __call__(self, norm: RMSNorm, stream: Stream, batch: TokenBatch | None = None) -> Stream:
+        """The MLP of the norm of the stream, which is to be added to it."""
         bias = None if self.gate_up_bias is None else self.gate_up_bias[...]
         weights, adapters = (self.gate_up[...], bias), adapters_of(batch)
-        y = gated_matmul(x, *weights, self.activation, self.gate_up_lora, adapters)
-        return linear(self.down, y, adapters, defer=True, mailbox=mailbox_of(batch))
-
-
-Stream = tuple[Float[Array, "T E"], Sum]
-"""The residual stream: a sum and what is still to be added to it, which the next norm does."""
+        lora = self.gate_up_lora, adapters
+        x, y = norm_gated_matmul(norm, stream, *weights, self.activation, *lora)
+        return x, linear(self.down, y, adapters, defer=True, mailbox=mailbox_of(batch))
 
 
 class LlamaLayer(nnx.Module):
@@ -210,10 +221,8 @@ class LlamaLayer(nnx.Module):
         rotary: Rotary,
         batch: TokenBatch | None,
     ) -> tuple[Stream, LayerCache | None]:
-        x, normed = add_norm(self.attention_norm, *stream)
-        y, cache = self.attention(normed, rotary, cache, batch)
-        x, normed = add_norm(self.mlp_norm, x, y)
-        return (x, self.mlp(normed, batch)), cache
+        stream, cache = self.attention(self.attention_norm, stream, rotary, cache, batch)
+        return self.mlp(self.mlp_norm, stream, batch), cache
 
 
 class Llama(nnx.Module):

@@ -151,3 +151,30 @@ def joint_matmul(
 ) -> tuple[Float[Array, "T O"], Float[Array, "T M"]]:
     """x times the transposes of w and of a."""
     return matmul(x, w), matmul(x, a)
+
+
+def norm_matmul(
+    x: Float[Array, "T E"],
+    y: Float[Array, "T E"],
+    weight: Float[Array, " E"],
+    w: Float[Array, "O E"],
+    *,
+    eps: float,
+) -> tuple[Float[Array, "T E"], Float[Array, "T O"]]:
+    """x + y, and its norm times the transpose of w."""
+    total, normed = add_rms_norm(x, y, weight, eps)
+    return total, matmul(normed, w)
+
+
+def norm_gated_matmul(
+    x: Float[Array, "T E"],
+    y: Float[Array, "T E"],
+    weight: Float[Array, " E"],
+    w: Float[Array, "2 F E"],
+    *,
+    eps: float,
+    activation: str,
+) -> tuple[Float[Array, "T E"], Float[Array, "T F"]]:
+    """x + y, and the gated product of its norm."""
+    total, normed = add_rms_norm(x, y, weight, eps)
+    return total, gated_matmul(normed, w, activation=activation)

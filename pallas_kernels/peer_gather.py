@@ -45,7 +45,7 @@ def gathered(y: Float[Array, "R part"], mailbox: Mailbox) -> Float[Array, "R who
         first = jnp.minimum(number * piece, part - piece)  # the last one laps over the one before
         own = global_memory.load(plgpu, y_ref.at[row, pl.ds(first, piece)], layout)
         place = swapped(plgpu, box, block, own, layout)
-        me = box.peers[devices, 0]
+        me = box.peers[0, 0]
         for sender in range(devices):
             theirs = global_memory.load(plgpu, box.inbox.at[place, sender, block], stored)
             theirs = jnp.where(sender == me, own, _floats(plgpu, stored, layout, piece)(theirs))

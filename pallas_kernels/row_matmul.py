@@ -5,20 +5,27 @@ enough of it is on its way at any time. A thread block of one warpgroup holds th
 and some rows of the weight while it waits for the next ones; several blocks share an SM. They add
 up whole sums, while a product by tensor cores has to be split along E to fill the GPU, and needs
 a second kernel for the sums. Letters as in `block_reference`, and O columns of a product.
+
+The row may be a norm of a sum, also of one over several GPUs. Every block works it out for itself
+then, while its first weights are on their way: a kernel of its own would take longer.
 """
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from . import global_memory
 from .hopper_matmul import activated
+from .peer_memory import Mailbox, lanes, swapped
+from .peer_sum import sum_of_parts
+from .row_norm import normed_row
 
 _SMS, _THREADS, _REGISTERS = 132, 128, 65536
 _VECTORS = 8, 4
@@ -60,6 +67,16 @@ def plan(matrices: int, out: int, width: int, dtype: DTypeLike) -> Plan | None:
     return Plan(batch, min(_SMS * resident, out // batch), vector)
 
 
+class _Norm(NamedTuple):
+    """A row that is a norm of x + y. In a kernel, references in place of its arrays."""
+
+    x: Float[Array, "1 E"]
+    y: Float[Array, "1 E"]
+    weight: Float[Array, " E"]
+    mailbox: Mailbox | None
+    """Through which the y of all GPUs are to be added up."""
+
+
 def matmul(
     x: Float[Array, "1 E"], w: Float[Array, "O E"], *, interpret: bool = False
 ) -> Float[Array, "1 O"]:
@@ -68,42 +85,83 @@ def matmul(
     Args:
         interpret: run on any device, slowly.
     """
-    return _run("row_matmul", x, w[None], lambda y: y, interpret)
+    [y] = _run("row_matmul", x, w[None], lambda y: y, interpret=interpret)
+    return y
 
 
 def gated_matmul(
     x: Float[Array, "1 E"], w: Float[Array, "2 F E"], *, activation: str, interpret: bool = False
 ) -> Float[Array, "1 F"]:
     """`block_reference.gated_matmul` of one row; arguments as for `matmul`."""
+    [y] = _run("row_gated_matmul", x, w, _gate(activation), interpret=interpret)
+    return y
 
-    def gated(gate: Array, up: Array) -> Array:
-        return activated(activation, gate) * up
 
-    return _run("row_gated_matmul", x, w, gated, interpret)
+def norm_matmul(
+    x: Float[Array, "1 E"],
+    y: Float[Array, "1 E"],
+    weight: Float[Array, " E"],
+    w: Float[Array, "O E"],
+    mailbox: Mailbox | None = None,
+    *,
+    eps: float,
+    interpret: bool = False,
+) -> tuple[Float[Array, "1 E"], Float[Array, "1 O"]]:
+    """`block_reference.norm_matmul` of one row; arguments as for `matmul`.
+
+    Args:
+        mailbox: for the sum of all GPUs' y, as in `peer_sum.add_rms_norm`.
+    """
+    row = _Norm(x, y, weight, mailbox)
+    total, product = _run("row_norm_matmul", row, w[None], lambda y: y, eps, interpret=interpret)
+    return total, product
+
+
+def norm_gated_matmul(
+    x: Float[Array, "1 E"],
+    y: Float[Array, "1 E"],
+    weight: Float[Array, " E"],
+    w: Float[Array, "2 F E"],
+    mailbox: Mailbox | None = None,
+    *,
+    eps: float,
+    activation: str,
+    interpret: bool = False,
+) -> tuple[Float[Array, "1 E"], Float[Array, "1 F"]]:
+    """`block_reference.norm_gated_matmul` of one row; arguments as for `norm_matmul`."""
+    row, gate = _Norm(x, y, weight, mailbox), _gate(activation)
+    total, product = _run("row_norm_gated_matmul", row, w, gate, eps, interpret=interpret)
+    return total, product
+
+
+def _gate(activation: str) -> Callable[[Array, Array], Array]:
+    return lambda gate, up: activated(activation, gate) * up
 
 
 def _run(
     name: str,
-    x: Float[Array, "1 E"],
+    given: Float[Array, "1 E"] | _Norm,
     w: Float[Array, "N O E"],
     finish: Callable[..., Array],
+    eps: float = 0.0,
+    *,
     interpret: bool,
-) -> Float[Array, "1 O"]:
-    """`finish` of the N sums of each column."""
+) -> list[Array]:
+    """`finish` of the N sums of each column [1, O], behind the sum [1, E] that was normed."""
     from jax.experimental.pallas import mosaic_gpu as plgpu  # slow to import, and new in jax 0.11
 
     matrices, out, width = w.shape
-    chosen = plan(matrices, out, width, x.dtype)
+    chosen = plan(matrices, out, width, w.dtype)
     assert chosen is not None, "ask plan first"
     batch, blocks, vector = chosen
     whole, left = divmod(out // batch, blocks)
     layout = plgpu.Layout.WG_STRIDED((width,), vec_size=vector)
     load = functools.partial(global_memory.load, plgpu, layout=layout)
 
-    def body(x_ref: jax.Ref, w_ref: jax.Ref, y_ref: jax.Ref) -> None:
+    def body(given: Any, w_ref: jax.Ref, *out_refs: jax.Ref) -> None:
         block = lax.axis_index("block")
         last = whole - 1 + (block < left).astype(jnp.int32)
-        row = load(x_ref.at[0]).astype(jnp.float32)
+        *sums, y_ref = out_refs
 
         def columns(number: Array) -> Iterable[Array]:
             # behind the last batch it is done again
@@ -128,15 +186,32 @@ def _run(
             answer(2 * pair + 1, those)
             return these
 
-        lax.fori_loop(0, lax.div(last, jnp.int32(2)) + 1, two, ask(jnp.int32(0)))
+        def normed(given: _Norm, total_ref: jax.Ref) -> Array:
+            x, y, scale = (load(ref) for ref in (given.x.at[0], given.y.at[0], given.weight))
+            if given.mailbox is not None:
+                place = swapped(plgpu, given.mailbox, 0, y, layout, block, blocks)
+                y = sum_of_parts(given.mailbox, place, 0, y, load)
+            total = (x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype)
 
+            @pl.when(block == 0)
+            def _() -> None:
+                global_memory.store(plgpu, total_ref.at[0], total)
+
+            return normed_row(total, scale.astype(jnp.float32), eps)
+
+        first = ask(jnp.int32(0))
+        row = normed(given, *sums) if isinstance(given, _Norm) else load(given.at[0])
+        row = row.astype(jnp.float32)
+        lax.fori_loop(0, lax.div(last, jnp.int32(2)) + 1, two, first)
+
+    shapes = [(1, width), (1, out)] if isinstance(given, _Norm) else [(1, out)]
     run = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((1, out), x.dtype),
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        out_type=[jax.ShapeDtypeStruct(shape, w.dtype) for shape in shapes],
+        compiler_params=lanes(plgpu, approx_math=True),
         grid=(blocks,),
         grid_names=("block",),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if interpret else None,
         kernel_name=name,
     )
-    return run(x, w)
+    return run(given, w)

@@ -55,9 +55,13 @@ def compiles(kernel: Any, *shapes: Any, **options: Any) -> None:
 def test_products_of_one_row(out: int, width: int) -> None:
     from quire.pallas_kernels import row_matmul
 
+    stream = (1, width), (1, width), (width,)
     compiles(row_matmul.matmul, (1, width), (out, width))
+    compiles(row_matmul.norm_matmul, *stream, (out, width), eps=1e-5)
     if row_matmul.plan(2, out, width, BFLOAT16) is not None:
-        compiles(row_matmul.gated_matmul, (1, width), (2, out, width), activation="silu")
+        gated: dict[str, Any] = {"activation": "silu"}
+        compiles(row_matmul.gated_matmul, (1, width), (2, out, width), **gated)
+        compiles(row_matmul.norm_gated_matmul, *stream, (2, out, width), eps=1e-5, **gated)
 
 
 @pytest.mark.parametrize("tokens", [16, 96, 192, 2048])
@@ -161,6 +165,8 @@ def test_attention_in_towers(width: int) -> None:
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("width", [4096, 1536])
 def test_what_gpus_tell_each_other(count: int, width: int) -> None:
+    from quire.pallas_kernels import row_matmul
+
     mesh = Mesh(np.array(gpus(count)), ("tensor",))
     cut: tuple[Any, ...] = P(None, "tensor"), P("tensor"), P("tensor")
     over = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
@@ -172,7 +178,9 @@ def test_what_gpus_tell_each_other(count: int, width: int) -> None:
         peers = peer_memory.connected(mailbox, "tensor")
         mailbox = mailbox._replace(peers=peers)
         total, normed = peer_sum.add_rms_norm(x, x, weight, mailbox, 1e-5)
-        return total, normed, peer_gather.gathered(logits, mailbox)
+        one, w = total[:1], jnp.ones((256, width), BFLOAT16)
+        product = row_matmul.norm_matmul(one, one, weight, w, mailbox, eps=1e-5)
+        return normed, product, peer_gather.gathered(logits, mailbox)
 
     def empty() -> Mailbox:
         return peer_memory.empty(count, width, BFLOAT16)
@@ -185,5 +193,4 @@ def test_what_gpus_tell_each_other(count: int, width: int) -> None:
     x, weight = placed((8, width), BFLOAT16, P()), placed((width,), BFLOAT16, P())
     logits = placed((3, 4096 * count), FLOAT32, P(None, "tensor"))
     text = run.lower(x, weight, logits, mailbox).compile().as_text() or ""
-    assert "peer_add_rms_norm" in text
-    assert "peer_gather" in text
+    assert all(name in text for name in ("peer_add_rms_norm", "row_norm_matmul", "peer_gather"))

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from quire.pallas_kernels import block_reference, row_matmul
-from quire.pallas_kernels.row_matmul import Plan, gated_matmul, matmul, plan
+from quire.pallas_kernels.row_matmul import (
+    Plan,
+    gated_matmul,
+    matmul,
+    norm_gated_matmul,
+    norm_matmul,
+    plan,
+)
 
 needs_mosaic = pytest.mark.skipif(
     jax.__version_info__ < (0, 11, 2), reason="Mosaic kernels need jax 0.11.2"
@@ -41,14 +48,30 @@ def check(out: int, width: int, dtype: str, interpret: bool) -> None:
     for activation in ("silu", "gelu_tanh"):
         run = jax.jit(functools.partial(gated_matmul, activation=activation, interpret=interpret))
         assert_close(run(x, w), block_reference.gated_matmul(x, w, activation=activation))
+    check_norms(x, w, interpret)
 
 
-def assert_close(got: jax.Array, want: jax.Array) -> None:
+def check_norms(x: jax.Array, w: jax.Array, interpret: bool) -> None:
+    width, dtype = w.shape[-1], w.dtype
+    y, weight = normal(1, width, dtype=dtype, seed=2), normal(width, dtype=dtype, seed=3)
+    options: dict[str, Any] = {"eps": 1e-5}
+    for run, twin, matrix in (
+        (norm_matmul, block_reference.norm_matmul, w[0]),
+        (norm_gated_matmul, block_reference.norm_gated_matmul, w),
+    ):
+        got = jax.jit(functools.partial(run, interpret=interpret, **options))(x, y, weight, matrix)
+        want = jax.jit(functools.partial(twin, **options))(x, y, weight, matrix)
+        np.testing.assert_array_equal(got[0], want[0])
+        assert_close(got[1], want[1], atol=1e-2)  # norms may differ by the last bit
+        options["activation"] = "silu"
+
+
+def assert_close(got: jax.Array, want: jax.Array, atol: float = 2e-3) -> None:
     """Sums of the same products in another order, rounded to the 16-bit type."""
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     values = (np.asarray(y, np.float32) for y in (got, want))
-    np.testing.assert_allclose(*values, rtol=2.0 ** -jnp.finfo(got.dtype).nmant, atol=2e-3)
+    np.testing.assert_allclose(*values, rtol=2.0 ** -jnp.finfo(got.dtype).nmant, atol=atol)
 
 
 @needs_mosaic

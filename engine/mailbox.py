@@ -15,8 +15,9 @@ from .mesh import over
 if TYPE_CHECKING:
     from .model import ModelSpec
 
-_CUT: tuple[Any, ...] = PartitionSpec(None, TENSOR), PartitionSpec(TENSOR), PartitionSpec(TENSOR)
-SPECS = Mailbox(*_CUT)
+_ROWS: Any = PartitionSpec(TENSOR)
+_PLACES: Any = PartitionSpec(None, TENSOR)
+SPECS = Mailbox(inbox=_PLACES, flags=_ROWS, words=_PLACES, calls=_ROWS, peers=_ROWS)
 """How the parts of a mailbox lie on a mesh: each device has one of its own."""
 
 

@@ -38,8 +38,7 @@ def gathered(y: Float[Array, "R part"], mailbox: Mailbox) -> Float[Array, "R who
     layout = row_layout(plgpu, piece, WORD)
     stored = row_layout(plgpu, width, WORD // 2)
 
-    def body(y_ref: jax.Ref, *others: jax.Ref) -> None:
-        box, whole_ref = Mailbox(*others[:3]), others[3]
+    def body(y_ref: jax.Ref, box: Mailbox, whole_ref: jax.Ref) -> None:
         block = jax.lax.axis_index("block")
         row, number = jax.lax.div(block, jnp.int32(pieces)), jax.lax.rem(block, jnp.int32(pieces))
         first = jnp.minimum(number * piece, part - piece)  # the last one laps over the one before
@@ -60,7 +59,7 @@ def gathered(y: Float[Array, "R part"], mailbox: Mailbox) -> Float[Array, "R who
         compiler_params=lanes(plgpu),
         kernel_name="peer_gather",
     )
-    return run(y, *mailbox)
+    return run(y, mailbox)
 
 
 def _piece(mailbox: Mailbox) -> int:

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 THREADS, WORD = 128, 4
-_WARP = 32
 _MOST_ROWS, _MOST_BYTES = 512, 2**23
 """What a GPU sends to all others. Beyond that the way takes longer than what is gained here."""
 
@@ -32,12 +30,16 @@ class Mailbox(NamedTuple):
 
     inbox: Float[Array, "2 N M E"]
     """By place and sender."""
-    flags: Int[Array, "2*N+2 M"]
-    """The number of what is in the inbox, by place and sender; then that of the last call, and how
-    many of several thread blocks know it."""
-    peers: Int[Array, "N 4"]
-    """Which of them this GPU is; then where inbox and flags of the next ones are, in halves of 32
-    bits, the lower one first."""
+    flags: Int[Array, "2*N+1 M"]
+    """The number of what is in the inbox, by place and sender; in the last row that of the last
+    call."""
+    words: Int[Array, "2 N W"]
+    """What `peer_row` sends, by place and sender."""
+    calls: Int[Array, " 2"]
+    """The number of the last call of `peer_row`, and how many thread blocks of it have come."""
+    peers: Int[Array, "N 6"]
+    """Which of them this GPU is; then where inbox, flags and words of the next ones are, in halves
+    of 32 bits, the lower one first."""
 
 
 def rows_of(devices: int, width: int, dtype: DTypeLike) -> int:
@@ -51,24 +53,26 @@ def empty(devices: int, width: int, dtype: DTypeLike) -> Mailbox:
     rows = rows_of(devices, width, dtype)
     return Mailbox(
         inbox=jnp.zeros((2, devices, rows, width), dtype),
-        flags=jnp.zeros((2 * devices + 2, rows), jnp.int32),
-        peers=jnp.zeros((devices, 4), jnp.int32),
+        flags=jnp.zeros((2 * devices + 1, rows), jnp.int32),
+        words=jnp.zeros((2, devices, 2 * width * jnp.dtype(dtype).itemsize // WORD), jnp.int32),
+        calls=jnp.zeros(2, jnp.int32),
+        peers=jnp.zeros((devices, 6), jnp.int32),
     )
 
 
-def connected(mailbox: Mailbox, axis: str) -> Int[Array, "N 4"]:
+def connected(mailbox: Mailbox, axis: str) -> Int[Array, "N 6"]:
     """`peers` of a mailbox. To be run once over the mesh axis, with the mailbox in its place."""
     from jax.experimental.pallas import mosaic_gpu as plgpu  # slow to import, and new in jax 0.11
 
     devices = mailbox.inbox.shape[1]
 
-    def body(inbox: jax.Ref, flags: jax.Ref, peers: jax.Ref) -> None:
+    def body(box: Mailbox, peers: jax.Ref) -> None:
         me = jax.lax.axis_index(axis)
-        for column in range(4):
+        for column in range(6):
             peers[0, column] = me
         for step in range(1, devices):
-            for place, ref in enumerate((inbox, flags)):
-                theirs = plgpu.remote_ref(ref, {axis: _after(me, step, devices)})
+            for place, ref in enumerate((box.inbox, box.flags, box.words)):
+                theirs = plgpu.remote_ref(ref, {axis: after(me, step, devices)})
                 halves = _address(plgpu)(theirs)
                 for half in range(2):
                     peers[step, 2 * place + half] = halves[half]
@@ -79,54 +83,36 @@ def connected(mailbox: Mailbox, axis: str) -> Int[Array, "N 4"]:
         compiler_params=lanes(plgpu),
         kernel_name="connect_peers",
     )
-    return run(mailbox.inbox, mailbox.flags)
+    return run(mailbox)
 
 
-def swapped(
-    gpu: Any,
-    mailbox: Mailbox,
-    slot: Array | int,
-    part: Array,
-    layout: Any,
-    block: Array | None = None,
-    blocks: int = 1,
-) -> Array:
+def after(me: Array, step: int, devices: int) -> Array:
+    """The GPU so many behind this one."""
+    return jax.lax.rem(me + step, jnp.int32(devices))
+
+
+def swapped(gpu: Any, mailbox: Mailbox, slot: Array, part: Array, layout: Any) -> Array:
     """Sends a part to all others, in a kernel, and waits for theirs; which place they are at.
 
     Args:
         gpu: the module of Mosaic.
         mailbox: references in place of its arrays.
         part: as many bytes as a slot has, in `layout`, which has them in words.
-        block, blocks: which of how many thread blocks that all have the part, and of which the
-            first sends it; None where it is one.
     """
-    inbox, flags, peers = mailbox
-    _, devices, slots, width = inbox.shape
-    me, counted = peers[0, 0], 2 * devices
-    number = flags[counted, slot] + 1
+    inbox, flags, peers = mailbox.inbox, mailbox.flags, mailbox.peers
+    _, devices, slots, _ = inbox.shape
+    me = peers[0, 0]
+    number = flags[2 * devices, slot] + 1
     place = (number & 1) * devices
     at = (place + me) * slots + slot
-    steps = range(1, devices)
-
-    def send() -> None:
-        for step in steps:
-            _put(gpu, layout)(part, peers[step, 0], peers[step, 1], at * part.size)
-        for step in steps:
-            _tell(gpu)(peers[step, 2], peers[step, 3], at, number)
-
-    if block is None:
-        send()
-        flags[counted, slot] = number
-    else:
-        pl.when(block == 0)(send)
-        _count(gpu, blocks)(flags, jnp.int32(counted), jnp.int32(slot), number)
-    for step in steps:
-        _wait(gpu)(flags, place + _after(me, step, devices), jnp.int32(slot), number)
+    for step in range(1, devices):
+        _put(gpu, layout)(part, peers[step, 0], peers[step, 1], at * part.size)
+    for step in range(1, devices):
+        _tell(gpu)(peers[step, 2], peers[step, 3], at, number)
+    for step in range(1, devices):
+        _wait(gpu)(flags, place + after(me, step, devices), slot, number)
+    flags[2 * devices, slot] = number
     return number & 1
-
-
-def _after(me: Array, step: int, devices: int) -> Array:
-    return jax.lax.rem(me + step, jnp.int32(devices))
 
 
 def row_layout(gpu: Any, width: int, itemsize: int) -> Any:
@@ -173,7 +159,7 @@ def _put(gpu: Any, layout: Any) -> Any:
             utils.bytewidth(row.mlir_dtype),
             row.layout.vec_size * utils.bytewidth(row.mlir_dtype) // WORD,
         )
-        start = _pointer(lower, upper, first, size)
+        start = pointer(lower, upper, first, size)
         thread = arith.remui(utils.thread_idx(), utils.c(THREADS, i32))
         for step, register in enumerate(row.registers.flat):
             place = arith.addi(thread, utils.c(step * THREADS, i32))
@@ -203,7 +189,7 @@ def _tell(gpu: Any) -> Any:
         utils.warpgroup_barrier()
         utils.inline_ptx(
             "st.release.sys.global.u32 [$0], $1;",
-            _pointer(lower, upper, index, WORD),
+            pointer(lower, upper, index, WORD),
             number.registers.item(),
             predicate=utils.single_thread_predicate(utils.ThreadSubset.WARPGROUP),
             has_side_effects=True,
@@ -220,11 +206,9 @@ def _wait(gpu: Any) -> Any:
 
     @gpu.inline_mgpu(arg_types=(gpu.RefType(), *(gpu.Layout.WG_SPLAT,) * 3))
     def wait(_: Any, flags: Any, row: Any, column: Any, number: Any) -> None:
-        i32 = ir.IntegerType.get_signless(32)
-        flag = _element(flags, row, column)
-        # the first warp looks for all: many that ask for one place keep each other waiting
-        thread = arith.remui(utils.thread_idx(), utils.c(THREADS, i32))
-        looks = arith.cmpi(arith.CmpIPredicate.ult, thread, utils.c(_WARP, i32))
+        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+        at = tuple(arith.index_cast(index, x.registers.item()) for x in (row, column))
+        flag = utils.memref_ptr(utils.memref_slice(flags, at))
         loop = scf.WhileOp([], [])
         with ir.InsertionPoint.at_block_begin(loop.before.blocks.append()):
             seen = utils.inline_ptx(
@@ -234,58 +218,14 @@ def _wait(gpu: Any) -> Any:
                 has_side_effects=True,
             )
             other = arith.cmpi(arith.CmpIPredicate.ne, seen, number.registers.item())
-            scf.condition(arith.andi(other, looks), [])
+            scf.condition(other, [])
         with ir.InsertionPoint.at_block_begin(loop.after.blocks.append()):
             scf.yield_([])
-        utils.warpgroup_barrier()
 
     return wait
 
 
-def _count(gpu: Any, blocks: int) -> Any:
-    """(flags, row, column, number) has the last of all blocks to come here keep the number."""
-    from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, scf
-
-    @gpu.inline_mgpu(arg_types=(gpu.RefType(), *(gpu.Layout.WG_SPLAT,) * 3))
-    def count(_: Any, flags: Any, row: Any, column: Any, number: Any) -> None:
-        i32, most = ir.IntegerType.get_signless(32), blocks - 1
-        come = _element(flags, row, column, below=1)
-        one = scf.IfOp(utils.single_thread_predicate(utils.ThreadSubset.WARPGROUP))
-        with ir.InsertionPoint(one.then_block):
-            before = utils.inline_ptx(
-                f"atom.acq_rel.gpu.global.inc.u32 $0, [$1], {most};",  # from `most` on to 0
-                come,
-                result_types=i32,
-                has_side_effects=True,
-            )
-            last = arith.cmpi(arith.CmpIPredicate.eq, before, utils.c(most, i32))
-            utils.inline_ptx(
-                "st.global.u32 [$0], $1;",
-                _element(flags, row, column),
-                number.registers.item(),
-                predicate=last,
-                has_side_effects=True,
-            )
-            scf.yield_([])
-
-    return count
-
-
-def _element(ref: Any, row: Any, column: Any, below: int = 0) -> Any:
-    """The address of one, or of the one so many rows below."""
-    from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith
-
-    index, i32 = ir.IndexType.get(), ir.IntegerType.get_signless(32)
-    line = arith.addi(row.registers.item(), utils.c(below, i32))
-    at = tuple(arith.index_cast(index, x) for x in (line, column.registers.item()))
-    return utils.memref_ptr(utils.memref_slice(ref, at))
-
-
-def _pointer(lower: Any, upper: Any, index: Any, size: int) -> Any:
+def pointer(lower: Any, upper: Any, index: Any, size: int) -> Any:
     """To an element of so many bytes of what is at an address."""
     from jax.experimental.mosaic.gpu import utils
     from jaxlib.mlir import ir

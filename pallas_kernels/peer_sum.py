@@ -5,7 +5,6 @@ its own memory: an all-reduce in one shot.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +37,28 @@ def add_rms_norm(
     from jax.experimental.pallas import mosaic_gpu as plgpu  # slow to import, and new in jax 0.11
 
     rows, width = x.shape
+    devices = mailbox.inbox.shape[1]
     layout = row_layout(plgpu, width, x.dtype.itemsize)
     load = functools.partial(global_memory.load, plgpu, layout=layout)
 
-    def body(x_ref: jax.Ref, y_ref: jax.Ref, weight_ref: jax.Ref, *others: jax.Ref) -> None:
-        box, (total_ref, normed_ref) = Mailbox(*others[:3]), others[3:]
+    def body(
+        x_ref: jax.Ref,
+        y_ref: jax.Ref,
+        weight_ref: jax.Ref,
+        box: Mailbox,
+        total_ref: jax.Ref,
+        normed_ref: jax.Ref,
+    ) -> None:
         row = jax.lax.axis_index("row")
         part, stream = load(y_ref.at[row]), load(x_ref.at[row])
         scale = load(weight_ref).astype(jnp.float32)  # asked for early, needed late
         place = swapped(plgpu, box, row, part, layout)
-        total = sum_of_parts(box, place, row, part, load).astype(jnp.float32)
+        me = box.peers[0, 0]
+        total = jnp.zeros((width,), jnp.float32)
+        for sender in range(devices):  # in the same order everywhere
+            theirs = load(box.inbox.at[place, sender, row])
+            total += jnp.where(sender == me, part, theirs).astype(jnp.float32)
+        total = total.astype(x.dtype).astype(jnp.float32)
         total = (stream.astype(jnp.float32) + total).astype(x.dtype)
         global_memory.store(plgpu, total_ref.at[row], total)
         global_memory.store(plgpu, normed_ref.at[row], normed_row(total, scale, eps))
@@ -60,22 +71,5 @@ def add_rms_norm(
         compiler_params=lanes(plgpu),
         kernel_name="peer_add_rms_norm",
     )
-    total, normed = run(x, y, weight, *mailbox)
+    total, normed = run(x, y, weight, mailbox)
     return total, normed
-
-
-def sum_of_parts(
-    mailbox: Mailbox,
-    place: Array,
-    slot: Array | int,
-    part: Float[Array, " E"],
-    load: Callable[[jax.Ref], Array],
-) -> Float[Array, " E"]:
-    """Of this GPU's part and those of all others, which are in a slot, in a kernel."""
-    devices = mailbox.inbox.shape[1]
-    me = mailbox.peers[0, 0]
-    total = jnp.zeros(part.shape, jnp.float32)
-    for sender in range(devices):  # in the same order everywhere
-        theirs = load(mailbox.inbox.at[place, sender, slot])
-        total += jnp.where(sender == me, part, theirs).astype(jnp.float32)
-    return total.astype(part.dtype)

@@ -21,10 +21,9 @@ from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from . import global_memory
+from . import global_memory, peer_row
 from .hopper_matmul import activated
-from .peer_memory import Mailbox, lanes, swapped
-from .peer_sum import sum_of_parts
+from .peer_memory import Mailbox, lanes
 from .row_norm import normed_row
 
 _SMS, _THREADS, _REGISTERS = 132, 128, 65536
@@ -36,6 +35,10 @@ _MOST = 224
 """Registers of a thread for the row and the weights."""
 _OTHERS = 36
 """Registers for anything else, where there is room."""
+_NORMING = {0: (0, 0), 1: (3, 0), 2: (3, 12)}
+_NORMING_MORE = 4, 28
+"""Registers that a norm takes while weights are on their way, by the GPUs it sums over, as compiled
+for 1024 to 8192 elements: for each element that a thread has, and others."""
 
 
 class Plan(NamedTuple):
@@ -50,8 +53,14 @@ class Plan(NamedTuple):
 
 
 @functools.cache
-def plan(matrices: int, out: int, width: int, dtype: DTypeLike) -> Plan | None:
-    """Of products with so many matrices [out, width]; None where they cannot run here."""
+def plan(
+    matrices: int, out: int, width: int, dtype: DTypeLike, normed_over: int = 0
+) -> Plan | None:
+    """Of products with so many matrices [out, width]; None where they cannot run here.
+
+    Args:
+        normed_over: GPUs whose sum is normed; 0 where the row is given.
+    """
     vector = next((n for n in _VECTORS if width % (_THREADS * n) == 0), None)
     if vector is None or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return None
@@ -62,7 +71,8 @@ def plan(matrices: int, out: int, width: int, dtype: DTypeLike) -> Plan | None:
     held = row + batch * matrices * row
     if held > _MOST:
         return None
-    each = min(held + _OTHERS, 255)
+    element, others = _NORMING.get(normed_over, _NORMING_MORE)
+    each = min(max(held + _OTHERS, element * row + others), 255)
     resident = _REGISTERS // (_THREADS * (each + -each % 8))
     return Plan(batch, min(_SMS * resident, out // batch), vector)
 
@@ -134,6 +144,13 @@ def norm_gated_matmul(
     return total, product
 
 
+def _gpus(given: Float[Array, "1 E"] | _Norm) -> int:
+    """Whose sum is normed."""
+    if not isinstance(given, _Norm):
+        return 0
+    return 1 if given.mailbox is None else given.mailbox.words.shape[1]
+
+
 def _gate(activation: str) -> Callable[[Array, Array], Array]:
     return lambda gate, up: activated(activation, gate) * up
 
@@ -151,7 +168,7 @@ def _run(
     from jax.experimental.pallas import mosaic_gpu as plgpu  # slow to import, and new in jax 0.11
 
     matrices, out, width = w.shape
-    chosen = plan(matrices, out, width, w.dtype)
+    chosen = plan(matrices, out, width, w.dtype, _gpus(given))
     assert chosen is not None, "ask plan first"
     batch, blocks, vector = chosen
     whole, left = divmod(out // batch, blocks)
@@ -187,10 +204,12 @@ def _run(
             return these
 
         def normed(given: _Norm, total_ref: jax.Ref) -> Array:
-            x, y, scale = (load(ref) for ref in (given.x.at[0], given.y.at[0], given.weight))
-            if given.mailbox is not None:
-                place = swapped(plgpu, given.mailbox, 0, y, layout, block, blocks)
-                y = sum_of_parts(given.mailbox, place, 0, y, load)
+            x = load(given.x.at[0])
+            if given.mailbox is None:
+                y = load(given.y.at[0])
+            else:
+                y = peer_row.summed(plgpu, given.mailbox, given.y.at[0], layout, block, blocks)
+            scale = load(given.weight)
             total = (x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype)
 
             @pl.when(block == 0)

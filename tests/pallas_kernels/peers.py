@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import Mesh
 
+from quire.engine.mailbox import SPECS
+from quire.models.shards import TENSOR as AXIS
 from quire.pallas_kernels import peer_memory
 from quire.pallas_kernels.peer_memory import Mailbox
 
-AXIS = "tensor"
-CUT: tuple[Any, ...] = P(None, AXIS), P(AXIS), P(AXIS)
-SPECS = Mailbox(*CUT)
+__all__ = ["AXIS", "SPECS"]
 
 
 def all_gpus() -> Mesh:

@@ -14,6 +14,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
 
+from quire.engine.mailbox import SPECS
 from quire.pallas_kernels import block_reference, peer_gather, peer_memory, peer_sum
 from quire.pallas_kernels.peer_memory import Mailbox
 
@@ -168,7 +169,6 @@ def test_what_gpus_tell_each_other(count: int, width: int) -> None:
     from quire.pallas_kernels import row_matmul
 
     mesh = Mesh(np.array(gpus(count)), ("tensor",))
-    cut: tuple[Any, ...] = P(None, "tensor"), P("tensor"), P("tensor")
     over = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
 
     def placed(shape: tuple[int, ...], dtype: Any, spec: Any) -> jax.ShapeDtypeStruct:
@@ -185,7 +185,7 @@ def test_what_gpus_tell_each_other(count: int, width: int) -> None:
     def empty() -> Mailbox:
         return peer_memory.empty(count, width, BFLOAT16)
 
-    specs = Mailbox(*cut)
+    specs = SPECS
     shapes = jax.eval_shape(over(empty, in_specs=(), out_specs=specs))
     mailbox = jax.tree.map(lambda x, spec: placed(x.shape, x.dtype, spec), shapes, specs)
     assert peer_gather.fits(3, 4096, jax.eval_shape(empty))

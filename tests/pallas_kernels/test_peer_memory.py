@@ -11,5 +11,6 @@ def test_room_is_bounded() -> None:
     assert peer_memory.rows_of(8, 8192, "bfloat16") == 73
     mailbox = jax.eval_shape(lambda: peer_memory.empty(4, 8192, "bfloat16"))
     assert mailbox.inbox.shape == (2, 4, 170, 8192)
-    assert mailbox.flags.shape == (10, 170)
-    assert mailbox.peers.shape == (4, 4)
+    assert mailbox.flags.shape == (9, 170)
+    assert mailbox.words.shape == (2, 4, 8192)
+    assert mailbox.peers.shape == (4, 6)

@@ -115,3 +115,10 @@ def test_wide_rows_match_the_twin() -> None:
 )
 def test_which_plan_is_chosen(shape: tuple[int, int, int, str], chosen: Plan | None) -> None:
     assert plan(*shape) == chosen
+
+
+def test_norms_of_wide_rows_leave_room_for_fewer_blocks() -> None:
+    shape = 1, 8192, 8192, "bfloat16"
+    blocks = [plan(*shape, normed_over=gpus) for gpus in (0, 1, 2, 4)]
+    assert [chosen and chosen.blocks for chosen in blocks] == [132 * 3, 132 * 2, 132 * 2, 132 * 2]
+    assert plan(1, 6144, 4096, "bfloat16", normed_over=4) == plan(1, 6144, 4096, "bfloat16")

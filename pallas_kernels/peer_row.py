@@ -1,0 +1,192 @@
+"""A row that several Hopper GPUs have a part of, for kernels of many blocks that begin with it.
+
+Every second word is the number of the call, in the way of NCCL's protocol LL: who finds it beside a
+word knows that this word is there. It costs twice the bytes. But a flag behind the row would have
+to wait for all of it to arrive, which takes as long as the way there and back.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from . import global_memory
+from .peer_memory import THREADS, WORD, Mailbox, pointer
+
+_PAIRS = 2
+"""Words that one instruction moves, each with its number."""
+_BYTES = 2 * _PAIRS * WORD
+
+
+def summed(
+    gpu: Any, mailbox: Mailbox, part: jax.Ref, layout: Any, block: Array, blocks: int
+) -> Float[Array, " E"]:
+    """The sum of all GPUs' parts, in a kernel, the same bits on each.
+
+    Every thread block of the kernel calls it, with its GPU's part; the first one sends it.
+
+    Args:
+        gpu: the module of Mosaic.
+        mailbox: references in place of its arrays.
+        layout: of the sum, with two words or more in a register.
+        block, blocks: which of how many.
+    """
+    words, calls, peers = mailbox.words, mailbox.calls, mailbox.peers
+    devices = words.shape[1]
+    me, number = peers[0, 0], calls[0] + 1
+    place = number & 1
+    load = functools.partial(global_memory.load, gpu, part, layout)
+    own = load()
+
+    @pl.when(block == 0)
+    def _() -> None:
+        first = (place * devices + me) * words.shape[2]
+        for step in range(1, devices):
+            _send(gpu, layout)(own, peers[step, 4], peers[step, 5], first, number)
+
+    _count(gpu, blocks)(calls, number)
+    receive = _receive(gpu, layout, own)
+    if devices == 2:  # in either order the same
+        theirs = receive(words, place, 1 - me, number, me)
+        return (own.astype(jnp.float32) + theirs.astype(jnp.float32)).astype(own.dtype)
+
+    def add(sender: Array, total: Array) -> Array:  # in the same order everywhere
+        theirs = receive(words, place, sender, number, me)
+        # own again from memory: threads have no register to spare
+        return total + jnp.where(sender == me, load(), theirs).astype(jnp.float32)
+
+    return lax.fori_loop(0, devices, add, load().astype(jnp.float32) * 0).astype(own.dtype)
+
+
+def _send(gpu: Any, layout: Any) -> Any:
+    """(row, lower, upper, first, number) writes to words from the first on at an address."""
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import vector
+
+    @gpu.inline_mgpu(arg_types=(layout, *(gpu.Layout.WG_SPLAT,) * 4))
+    def send(_: Any, row: Any, lower: Any, upper: Any, first: Any, number: Any) -> None:
+        i32 = ir.IntegerType.get_signless(32)
+        start, number = pointer(lower, upper, first, WORD), number.registers.item()
+        count = row.layout.vec_size * utils.bytewidth(row.mlir_dtype) // WORD
+        for at, register in enumerate(row.registers.flat):
+            packed = vector.bitcast(ir.VectorType.get((count,), i32), register)
+            for pair in range(count // _PAIRS):
+                own = [vector.extract(packed, [], [_PAIRS * pair + n]) for n in range(_PAIRS)]
+                utils.inline_ptx(
+                    "st.volatile.global.v4.b32 [$0], {$1, $3, $2, $3};",
+                    _place(start, at * (count // _PAIRS) + pair),
+                    *own,
+                    number,
+                    has_side_effects=True,
+                )
+
+    return send
+
+
+def _receive(gpu: Any, layout: Any, like: Array) -> Any:
+    """(words, place, sender, number, me) -> the row, once all of it is there; anything of `me`."""
+    from jax.experimental.mosaic import gpu as mosaic
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith, scf, vector
+
+    splat, row = gpu.Layout.WG_SPLAT, gpu.ShapeDtypeStruct(like.shape, like.dtype, layout=layout)
+    count = like.size * like.dtype.itemsize // (WORD * THREADS)
+
+    @gpu.inline_mgpu(arg_types=(gpu.RefType(), *(splat,) * 4), return_type=row)
+    def receive(_: Any, words: Any, place: Any, sender: Any, number: Any, me: Any) -> Any:
+        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+        place, sender, number, me = (x.registers.item() for x in (place, sender, number, me))
+        at = tuple(arith.index_cast(index, x) for x in (place, sender))
+        start = utils.memref_ptr(utils.memref_slice(words, at))
+        loop = scf.WhileOp([i32] * count, [])
+        with ir.InsertionPoint.at_block_begin(loop.before.blocks.append()):
+            found, missing = _looked_at(start, number, count)
+            other = arith.cmpi(arith.CmpIPredicate.ne, sender, me)
+            scf.condition(arith.andi(missing, other), found)
+        with ir.InsertionPoint.at_block_begin(loop.after.blocks.append(*[i32] * count)):
+            scf.yield_([])
+        to = layout.to_mgpu()
+        registers = np.empty(to.registers_shape(like.shape), object)
+        kind = to.registers_element_type(utils.dtype_to_ir_type(like.dtype))
+        each = count // registers.size
+        for n in range(registers.size):
+            mine = list(loop.results)[n * each : (n + 1) * each]
+            packed = vector.from_elements(ir.VectorType.get((each,), i32), mine)
+            registers[n] = vector.bitcast(kind, packed)
+        return mosaic.FragmentedArray(_registers=registers, _layout=to, _is_signed=None)
+
+    return receive
+
+
+def _looked_at(start: Any, number: Any, count: int) -> tuple[list[Any], Any]:
+    """The words of a thread, and whether the number is missing beside some of them."""
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith
+
+    i1, i32 = (ir.IntegerType.get_signless(n) for n in (1, 32))
+    found: list[Any] = []
+    missing = arith.constant(i1, False)
+    for step in range(count // _PAIRS):
+        first, one, second, two = utils.inline_ptx(
+            "ld.volatile.global.v4.b32 {$0, $1, $2, $3}, [$4];",
+            _place(start, step),
+            result_types=[i32] * 4,
+            has_side_effects=True,
+        )
+        found += [first, second]
+        for seen in (one, two):
+            differs = arith.cmpi(arith.CmpIPredicate.ne, seen, number)
+            missing = arith.ori(missing, differs)
+    return found, missing
+
+
+def _place(start: Any, step: int) -> Any:
+    """Of the words that a thread moves in one of its steps: those of a warp lie side by side."""
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith, llvm
+
+    i32, i64 = (ir.IntegerType.get_signless(n) for n in (32, 64))
+    thread = arith.remui(utils.thread_idx(), utils.c(THREADS, i32))
+    number = arith.addi(thread, utils.c(step * THREADS, i32))
+    offset = arith.extui(i64, arith.muli(number, utils.c(_BYTES, i32)))
+    return llvm.inttoptr(llvm.PointerType.get(), arith.addi(llvm.ptrtoint(i64, start), offset))
+
+
+def _count(gpu: Any, blocks: int) -> Any:
+    """(calls, number) has the last of all thread blocks to come here keep the number."""
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith, scf
+
+    @gpu.inline_mgpu(arg_types=(gpu.RefType(), gpu.Layout.WG_SPLAT))
+    def count(_: Any, calls: Any, number: Any) -> None:
+        i32, most = ir.IntegerType.get_signless(32), blocks - 1
+        start = utils.memref_ptr(calls)
+        one = scf.IfOp(utils.single_thread_predicate(utils.ThreadSubset.WARPGROUP))
+        with ir.InsertionPoint(one.then_block):
+            before = utils.inline_ptx(
+                f"atom.acq_rel.gpu.global.inc.u32 $0, [$1 + {WORD}], {most};",  # then from 0 on
+                start,
+                result_types=i32,
+                has_side_effects=True,
+            )
+            last = arith.cmpi(arith.CmpIPredicate.eq, before, utils.c(most, i32))
+            utils.inline_ptx(
+                "st.global.u32 [$0], $1;",
+                start,
+                number.registers.item(),
+                predicate=last,
+                has_side_effects=True,
+            )
+            scf.yield_([])
+
+    return count

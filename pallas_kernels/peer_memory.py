@@ -35,8 +35,8 @@ class Mailbox(NamedTuple):
     call."""
     words: Int[Array, "2 N W"]
     """What `peer_row` sends, by place and sender."""
-    calls: Int[Array, " 2"]
-    """The number of the last call of `peer_row`, and how many thread blocks of it have come."""
+    calls: Int[Array, " 1"]
+    """Those of `peer_row` so far, as it counts them."""
     peers: Int[Array, "N 6"]
     """Which of them this GPU is; then where inbox, flags and words of the next ones are, in halves
     of 32 bits, the lower one first."""
@@ -55,7 +55,7 @@ def empty(devices: int, width: int, dtype: DTypeLike) -> Mailbox:
         inbox=jnp.zeros((2, devices, rows, width), dtype),
         flags=jnp.zeros((2 * devices + 1, rows), jnp.int32),
         words=jnp.zeros((2, devices, 2 * width * jnp.dtype(dtype).itemsize // WORD), jnp.int32),
-        calls=jnp.zeros(2, jnp.int32),
+        calls=jnp.zeros(1, jnp.int32),
         peers=jnp.zeros((devices, 6), jnp.int32),
     )
 

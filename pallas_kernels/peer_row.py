@@ -21,24 +21,28 @@ from .peer_memory import THREADS, WORD, Mailbox, pointer
 _PAIRS = 2
 """Words that one instruction moves, each with its number."""
 _BYTES = 2 * _PAIRS * WORD
+_SHIFT = 12
+"""Calls are counted in parts, so many bits of a call: more than it has thread blocks."""
 
 
 def summed(
-    gpu: Any, mailbox: Mailbox, part: jax.Ref, layout: Any, block: Array, blocks: int
+    gpu: Any, mailbox: Mailbox, part: jax.Ref, layout: Any, block: Array
 ) -> Float[Array, " E"]:
     """The sum of all GPUs' parts, in a kernel, the same bits on each.
 
-    Every thread block of the kernel calls it, with its GPU's part; the first one sends it.
+    Every thread block of the kernel calls it, with its GPU's part; the first one sends it. When all
+    threads of a block have the sum, it must call `leave`.
 
     Args:
         gpu: the module of Mosaic.
         mailbox: references in place of its arrays.
         layout: of the sum, with two words or more in a register.
-        block, blocks: which of how many.
+        block: which one.
     """
-    words, calls, peers = mailbox.words, mailbox.calls, mailbox.peers
+    words, peers = mailbox.words, mailbox.peers
     devices = words.shape[1]
-    me, number = peers[0, 0], calls[0] + 1
+    me = peers[0, 0]
+    number = ((mailbox.calls[0] >> _SHIFT) & (2 ** (32 - _SHIFT) - 1)) + 1
     place = number & 1
     load = functools.partial(global_memory.load, gpu, part, layout)
     own = load()
@@ -49,7 +53,6 @@ def summed(
         for step in range(1, devices):
             _send(gpu, layout)(own, peers[step, 4], peers[step, 5], first, number)
 
-    _count(gpu, blocks)(calls, number)
     receive = _receive(gpu, layout, own)
     if devices == 2:  # in either order the same
         theirs = receive(words, place, 1 - me, number, me)
@@ -61,6 +64,12 @@ def summed(
         return total + jnp.where(sender == me, load(), theirs).astype(jnp.float32)
 
     return lax.fori_loop(0, devices, add, load().astype(jnp.float32) * 0).astype(own.dtype)
+
+
+def leave(gpu: Any, mailbox: Mailbox, block: Array, blocks: int) -> None:
+    """Counts a thread block that has the sum, of so many: with all of them, one call more."""
+    share = jnp.where(block == 0, 2**_SHIFT - (blocks - 1), 1)
+    _add(gpu)(mailbox.calls, share)
 
 
 def _send(gpu: Any, layout: Any) -> Any:
@@ -161,32 +170,18 @@ def _place(start: Any, step: int) -> Any:
     return llvm.inttoptr(llvm.PointerType.get(), arith.addi(llvm.ptrtoint(i64, start), offset))
 
 
-def _count(gpu: Any, blocks: int) -> Any:
-    """(calls, number) has the last of all thread blocks to come here keep the number."""
+def _add(gpu: Any) -> Any:
+    """(calls, share) adds to the count, and does not wait for it."""
     from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, scf
 
     @gpu.inline_mgpu(arg_types=(gpu.RefType(), gpu.Layout.WG_SPLAT))
-    def count(_: Any, calls: Any, number: Any) -> None:
-        i32, most = ir.IntegerType.get_signless(32), blocks - 1
-        start = utils.memref_ptr(calls)
-        one = scf.IfOp(utils.single_thread_predicate(utils.ThreadSubset.WARPGROUP))
-        with ir.InsertionPoint(one.then_block):
-            before = utils.inline_ptx(
-                f"atom.acq_rel.gpu.global.inc.u32 $0, [$1 + {WORD}], {most};",  # then from 0 on
-                start,
-                result_types=i32,
-                has_side_effects=True,
-            )
-            last = arith.cmpi(arith.CmpIPredicate.eq, before, utils.c(most, i32))
-            utils.inline_ptx(
-                "st.global.u32 [$0], $1;",
-                start,
-                number.registers.item(),
-                predicate=last,
-                has_side_effects=True,
-            )
-            scf.yield_([])
+    def add(_: Any, calls: Any, share: Any) -> None:
+        utils.inline_ptx(
+            "red.relaxed.gpu.global.add.u32 [$0], $1;",
+            utils.memref_ptr(calls),
+            share.registers.item(),
+            predicate=utils.single_thread_predicate(utils.ThreadSubset.WARPGROUP),
+            has_side_effects=True,
+        )
 
-    return count
+    return add

@@ -208,7 +208,7 @@ def _run(
             if given.mailbox is None:
                 y = load(given.y.at[0])
             else:
-                y = peer_row.summed(plgpu, given.mailbox, given.y.at[0], layout, block, blocks)
+                y = peer_row.summed(plgpu, given.mailbox, given.y.at[0], layout, block)
             scale = load(given.weight)
             total = (x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype)
 
@@ -216,7 +216,10 @@ def _run(
             def _() -> None:
                 global_memory.store(plgpu, total_ref.at[0], total)
 
-            return normed_row(total, scale.astype(jnp.float32), eps)
+            row = normed_row(total, scale.astype(jnp.float32), eps)
+            if given.mailbox is not None:  # behind the norm, for which all threads wait
+                peer_row.leave(plgpu, given.mailbox, block, blocks)
+            return row
 
         first = ask(jnp.int32(0))
         row = normed(given, *sums) if isinstance(given, _Norm) else load(given.at[0])

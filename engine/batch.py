@@ -6,6 +6,7 @@ their bits.
 """
 
 import enum
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -96,8 +97,8 @@ class Layout(NamedTuple):
     def sections(self, packed: Any) -> Sections:
         """Views of a buffer, a numpy or jax array."""
         fields, patches, tokens = self.rows * NUM_FIELDS, self.patches * 3, self.tokens
-        ends = np.cumsum((fields, patches, tokens, tokens, self.media * tokens))
-        parts = [packed[start:end] for start, end in zip((0, *ends[:-1]), ends, strict=True)]
+        ends = itertools.accumulate((fields, patches, tokens, tokens, self.media * tokens), initial=0)
+        parts = [packed[start:end] for start, end in itertools.pairwise(ends)]
         return Sections(
             parts[0].reshape(-1, NUM_FIELDS),
             parts[1].reshape(-1, 3),

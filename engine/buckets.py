@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import itertools
 
 
@@ -49,6 +50,7 @@ _CHEAP_ROWS = 64
 """Up to here a decode step on a GPU reads weights all the time; beyond, padded rows cost time."""
 
 
+@functools.cache  # every step asks
 def ladder(first: int, last: int, growth: int) -> tuple[int, ...]:
     """`first` and what grows from it by `growth`, up to `last`, which ends it."""
     steps = []
@@ -58,6 +60,7 @@ def ladder(first: int, last: int, growth: int) -> tuple[int, ...]:
     return (*steps, last)
 
 
+@functools.cache
 def _fine_ladder(last: int) -> tuple[int, ...]:
     """Powers of two, and from `_CHEAP_ROWS` on three steps between them."""
     steps = [

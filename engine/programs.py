@@ -106,11 +106,12 @@ class Programs:
 
     def get(self, needed: Program) -> tuple[Program, Compiled]:
         """`needed`, or the smallest ready program that covers it, or else waits for `needed`."""
-        with self._changed:
-            covering = [p for p in self._ready if isinstance(p, Program) and p.covers(needed)]
-            if needed not in self._ready and covering:
-                self._demand(needed)
-                needed = min(covering, key=lambda p: (p.tokens, not p.decode, p.variant))
+        if needed not in self._ready:
+            with self._changed:
+                covering = [p for p in self._ready if isinstance(p, Program) and p.covers(needed)]
+                if needed not in self._ready and covering:
+                    self._demand(needed)
+                    needed = min(covering, key=lambda p: (p.tokens, not p.decode, p.variant))
         return needed, self.exactly(needed)
 
     def exactly(self, key: Key) -> Compiled:

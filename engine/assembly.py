@@ -120,7 +120,7 @@ class Assembly:
         if self.follower is not None:
             self.follower.close()
         for replica in self.replicas:
-            replica.runner.executor.close()
+            replica.runner.close()
 
     @property
     def prompts(self) -> PromptReader:
@@ -146,7 +146,7 @@ def assemble(options: EngineOptions) -> Assembly:
     except BaseException:
         programs.close()
         for runner in runners:
-            runner.executor.close()
+            runner.close()
         raise
     programs.go_on()
     scheduling = _scheduler_config(spec, config, options)

@@ -97,7 +97,9 @@ class Layout(NamedTuple):
     def sections(self, packed: Any) -> Sections:
         """Views of a buffer, a numpy or jax array."""
         fields, patches, tokens = self.rows * NUM_FIELDS, self.patches * 3, self.tokens
-        ends = itertools.accumulate((fields, patches, tokens, tokens, self.media * tokens), initial=0)
+        ends = itertools.accumulate(
+            (fields, patches, tokens, tokens, self.media * tokens), initial=0
+        )
         parts = [packed[start:end] for start, end in itertools.pairwise(ends)]
         return Sections(
             parts[0].reshape(-1, NUM_FIELDS),

@@ -1,11 +1,13 @@
 """Runs schedules on the device: what the host knows of a step becomes arrays for a program."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from ..errors import EngineClosedError
 from . import sampler
 from .batch import BatchBuilder
 from .buckets import (
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 
 
 class ModelRunner:
-    """Turns a `Schedule` into a dispatched step. Only the two `_logprobs` methods wait for it."""
+    """Turns a `Schedule` into a dispatched step. Only `close` and the two `_logprobs` wait for it."""
 
     def __init__(self, spec: "ModelSpec", config: RunnerConfig, executor: Executor) -> None:
         self._spec = spec
         self._config = config
         self.executor = executor
+        self._tokens: jax.Array | None = None
+        """Of the last step."""
         self._no_adapter = 0 if spec.adapters is None else spec.adapters.slots
         self._builder = BatchBuilder(
             config.num_slots,
@@ -92,7 +96,21 @@ class ModelRunner:
         self._write_overflow(schedule, program)
         output = self.executor.execute(program, self._builder.build(schedule, program))
         output.tokens.copy_to_host_async()
+        self._tokens = output.tokens
         return output
+
+    def close(self) -> None:
+        """Waits for the last step, and gives the device memory back.
+
+        A process that ended while tokens are on their way would be aborted: JAX asks for Python's
+        lock when they arrive.
+        """
+        tokens, self._tokens = self._tokens, None
+        with contextlib.suppress(EngineClosedError, jax.errors.JaxRuntimeError):
+            if tokens is not None:
+                self.executor.wait(tokens)
+                np.asarray(tokens)
+        self.executor.close()
 
     def top_logprobs(
         self, hidden: np.ndarray, adapters: list[int], targets: np.ndarray

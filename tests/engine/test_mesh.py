@@ -283,6 +283,21 @@ def test_a_norm_of_parts_is_that_of_the_whole() -> None:
     np.testing.assert_allclose(halves.reshape(-1), part(x, w), rtol=1e-6)
 
 
+def test_a_process_may_end_while_tokens_are_on_their_way() -> None:
+    """The step behind the last token is still running then."""
+    code = """
+from quire import Engine
+engine = Engine("demo", tensor_parallel_size=2, enforce_eager=True, use_tqdm_on_load=False)
+for _ in range(2):
+    engine.generate("The capital of France is", use_tqdm=False)
+print("done")
+"""
+    flag = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    command, env = [sys.executable, "-c", code], os.environ | flag
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_commands_of_the_page(index: int) -> None:
     page = ROOT / "docs" / "several_devices.md"

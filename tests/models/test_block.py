@@ -1,5 +1,6 @@
 """The seam around attention: what it computes, and when kernels take over."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -11,6 +12,10 @@ from flax import nnx
 from quire.models import block, hopper
 from quire.models.layers import RMSNorm
 from quire.pallas_kernels import block_reference, hopper_matmul, row_matmul, row_norm
+
+needs_mosaic = pytest.mark.skipif(
+    jax.__version_info__ < (0, 11, 2), reason="Mosaic kernels need jax 0.11.2"
+)
 
 
 def noise(seed: int, *shape: int, dtype: str = "float32") -> jax.Array:
@@ -77,6 +82,48 @@ def test_kernels_take_over_by_type_and_rows(monkeypatch: pytest.MonkeyPatch) -> 
         block.gated_matmul(x, w, None, "relu")
         block.gated_matmul(x.astype(jnp.float32), w, None, "silu")
     assert taken == [1, 1, 1, 8, 64, 64, 64, 1024]  # all three, a norm, all three, a gated product
+
+
+@needs_mosaic
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_norm_within_a_product_is_that_before_it(
+    monkeypatch: pytest.MonkeyPatch, gated: bool
+) -> None:
+    for name in ("norm_matmul", "norm_gated_matmul"):
+        kernel = functools.partial(getattr(row_matmul, name), interpret=True)
+        monkeypatch.setattr(row_matmul, name, kernel)
+    norm = RMSNorm(1024, 1e-5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    norm.weight.set_value(noise(2, 1024, dtype="bfloat16"))
+    x, y = (noise(n, 1, 1024, dtype="bfloat16") for n in range(2))
+    w = noise(3, 2, 12, 1024, dtype="bfloat16") * jnp.bfloat16(1 / 32)
+    if gated:
+        got = block.norm_gated_matmul(norm, (x, block.Sum(y)), w, None, "silu")
+    else:
+        total, (product, *rest) = block.norm_project(norm, (x, block.Sum(y)), w, None, None)
+        got = total, product
+        assert rest == [None, None]
+    total, normed = block_reference.add_rms_norm(x, y, norm.weight[...], 1e-5)
+    want = block_reference.matmul(normed, w.reshape(-1, 1024)).reshape(1, 2, 12)
+    if gated:
+        want = block_reference.gated_matmul(normed, w, activation="silu")
+    assert got[1].shape == want.shape
+    for one, other in zip(got, (total, want), strict=True):
+        values = (np.asarray(z, np.float32) for z in (one, other))
+        np.testing.assert_allclose(*values, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_which_products_norm() -> None:
+    x, w = jnp.zeros((1, 1024), jnp.bfloat16), jnp.zeros((1, 512, 1024), jnp.bfloat16)
+    update = block_reference.Update(jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1024)), x[:, 0])
+    assert block._norms_in_product((x, block.Sum(x)), w)
+    assert not block._norms_in_product((x, block.Sum(x, update)), w)
+    assert not block._norms_in_product((x, block.Sum(x.astype(jnp.float32))), w)
+    two = jnp.zeros((2, 1024), jnp.bfloat16)
+    assert not block._norms_in_product((two, block.Sum(two)), w)
+    odd = jnp.zeros((1, 1000), jnp.bfloat16)
+    assert not block._norms_in_product((odd, block.Sum(odd)), w[:, :, :1000])
 
 
 def test_why_not_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

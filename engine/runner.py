@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ModelRunner:
-    """Turns a `Schedule` into a dispatched step. Only `close` and the two `_logprobs` wait for it."""
+    """Turns a `Schedule` into a dispatched step. Only `close` and both `_logprobs` wait for it."""
 
     def __init__(self, spec: "ModelSpec", config: RunnerConfig, executor: Executor) -> None:
         self._spec = spec

@@ -2,7 +2,8 @@
 
 Every second word is the number of the call, in the way of NCCL's protocol LL: who finds it beside a
 word knows that this word is there. It costs twice the bytes. But a flag behind the row would have
-to wait for all of it to arrive, which takes as long as the way there and back.
+to wait for all of it to arrive, which takes as long as the way there and back. Rows go to two
+places in turn, as in the slots of a `Mailbox`.
 """
 
 import functools
@@ -63,7 +64,8 @@ def summed(
         # own again from memory: threads have no register to spare
         return total + jnp.where(sender == me, load(), theirs).astype(jnp.float32)
 
-    return lax.fori_loop(0, devices, add, load().astype(jnp.float32) * 0).astype(own.dtype)
+    zeros = gpu.layout_cast(jnp.zeros(own.shape, jnp.float32), layout)
+    return lax.fori_loop(0, devices, add, zeros).astype(own.dtype)
 
 
 def leave(gpu: Any, mailbox: Mailbox, block: Array, blocks: int) -> None:

@@ -72,7 +72,7 @@ def connected(mailbox: Mailbox, axis: str) -> Int[Array, "N 6"]:
             peers[0, column] = me
         for step in range(1, devices):
             for place, ref in enumerate((box.inbox, box.flags, box.words)):
-                theirs = plgpu.remote_ref(ref, {axis: after(me, step, devices)})
+                theirs = plgpu.remote_ref(ref, {axis: _after(me, step, devices)})
                 halves = _address(plgpu)(theirs)
                 for half in range(2):
                     peers[step, 2 * place + half] = halves[half]
@@ -86,7 +86,7 @@ def connected(mailbox: Mailbox, axis: str) -> Int[Array, "N 6"]:
     return run(mailbox)
 
 
-def after(me: Array, step: int, devices: int) -> Array:
+def _after(me: Array, step: int, devices: int) -> Array:
     """The GPU so many behind this one."""
     return jax.lax.rem(me + step, jnp.int32(devices))
 
@@ -110,7 +110,7 @@ def swapped(gpu: Any, mailbox: Mailbox, slot: Array, part: Array, layout: Any) -
     for step in range(1, devices):
         _tell(gpu)(peers[step, 2], peers[step, 3], at, number)
     for step in range(1, devices):
-        _wait(gpu)(flags, place + after(me, step, devices), slot, number)
+        _wait(gpu)(flags, place + _after(me, step, devices), slot, number)
     flags[2 * devices, slot] = number
     return number & 1
 
@@ -149,26 +149,14 @@ def _address(gpu: Any) -> Any:
 def _put(gpu: Any, layout: Any) -> Any:
     """(row, lower, upper, first) writes a row [E] to elements from the first on at an address."""
     from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, llvm, vector
 
     @gpu.inline_mgpu(arg_types=(layout, *(gpu.Layout.WG_SPLAT,) * 3))
     def put(_: Any, row: Any, lower: Any, upper: Any, first: Any) -> None:
-        i32, i64 = (ir.IntegerType.get_signless(n) for n in (32, 64))
-        size, words = (
-            utils.bytewidth(row.mlir_dtype),
-            row.layout.vec_size * utils.bytewidth(row.mlir_dtype) // WORD,
-        )
-        start = pointer(lower, upper, first, size)
-        thread = arith.remui(utils.thread_idx(), utils.c(THREADS, i32))
+        start = pointer(lower, upper, first, utils.bytewidth(row.mlir_dtype))
         for step, register in enumerate(row.registers.flat):
-            place = arith.addi(thread, utils.c(step * THREADS, i32))
-            offset = arith.extui(i64, arith.muli(place, utils.c(words * WORD, i32)))
-            there = llvm.inttoptr(
-                llvm.PointerType.get(), arith.addi(llvm.ptrtoint(i64, start), offset)
-            )
-            packed = vector.bitcast(ir.VectorType.get((words,), i32), register)
-            parts = [vector.extract(packed, [], [n]) for n in range(words)]
+            parts = words_of(register)
+            words = len(parts)
+            there = piece(start, step, words * WORD)
             kind = f".v{words}" if words > 1 else ""
             named = ", ".join(f"${n + 1}" for n in range(words))
             named = f"{{{named}}}" if words > 1 else named
@@ -236,6 +224,31 @@ def pointer(lower: Any, upper: Any, index: Any, size: int) -> Any:
     base = arith.ori(low, arith.shli(high, utils.c(32, i64)))
     offset = arith.muli(place, utils.c(size, i64))
     return llvm.inttoptr(llvm.PointerType.get(), arith.addi(base, offset))
+
+
+def piece(start: Any, step: int, size: int) -> Any:
+    """Where this thread's piece of so many bytes of a step begins: those of a warp lie together."""
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith, llvm
+
+    i32, i64 = (ir.IntegerType.get_signless(n) for n in (32, 64))
+    thread = arith.remui(utils.thread_idx(), utils.c(THREADS, i32))
+    number = arith.addi(thread, utils.c(step * THREADS, i32))
+    offset = arith.extui(i64, arith.muli(number, utils.c(size, i32)))
+    return llvm.inttoptr(llvm.PointerType.get(), arith.addi(llvm.ptrtoint(i64, start), offset))
+
+
+def words_of(register: Any) -> list[Any]:
+    """The words of a vector."""
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import vector
+
+    kind = ir.VectorType(register.type)
+    count = kind.shape[0] * utils.bytewidth(kind.element_type) // WORD
+    packed = vector.bitcast(ir.VectorType.get((count,), ir.IntegerType.get_signless(32)), register)
+    return [vector.extract(packed, [], [n]) for n in range(count)]
 
 
 def _splat(value: Any) -> Any:

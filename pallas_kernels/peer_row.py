@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from . import global_memory
-from .peer_memory import THREADS, WORD, Mailbox, pointer
+from .peer_memory import THREADS, WORD, Mailbox, piece, pointer, words_of
 
 _PAIRS = 2
 """Words that one instruction moves, each with its number."""
@@ -77,25 +77,19 @@ def leave(gpu: Any, mailbox: Mailbox, block: Array, blocks: int) -> None:
 def _send(gpu: Any, layout: Any) -> Any:
     """(row, lower, upper, first, number) writes to words from the first on at an address."""
     from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import vector
 
     @gpu.inline_mgpu(arg_types=(layout, *(gpu.Layout.WG_SPLAT,) * 4))
     def send(_: Any, row: Any, lower: Any, upper: Any, first: Any, number: Any) -> None:
-        i32 = ir.IntegerType.get_signless(32)
         start, number = pointer(lower, upper, first, WORD), number.registers.item()
-        count = row.layout.vec_size * utils.bytewidth(row.mlir_dtype) // WORD
-        for at, register in enumerate(row.registers.flat):
-            packed = vector.bitcast(ir.VectorType.get((count,), i32), register)
-            for pair in range(count // _PAIRS):
-                own = [vector.extract(packed, [], [_PAIRS * pair + n]) for n in range(_PAIRS)]
-                utils.inline_ptx(
-                    "st.volatile.global.v4.b32 [$0], {$1, $3, $2, $3};",
-                    _place(start, at * (count // _PAIRS) + pair),
-                    *own,
-                    number,
-                    has_side_effects=True,
-                )
+        own = [word for register in row.registers.flat for word in words_of(register)]
+        for step, pair in enumerate(zip(own[::2], own[1::2], strict=True)):
+            utils.inline_ptx(
+                "st.volatile.global.v4.b32 [$0], {$1, $3, $2, $3};",
+                piece(start, step, _BYTES),
+                *pair,
+                number,
+                has_side_effects=True,
+            )
 
     return send
 
@@ -148,7 +142,7 @@ def _looked_at(start: Any, number: Any, count: int) -> tuple[list[Any], Any]:
     for step in range(count // _PAIRS):
         first, one, second, two = utils.inline_ptx(
             "ld.volatile.global.v4.b32 {$0, $1, $2, $3}, [$4];",
-            _place(start, step),
+            piece(start, step, _BYTES),
             result_types=[i32] * 4,
             has_side_effects=True,
         )
@@ -157,19 +151,6 @@ def _looked_at(start: Any, number: Any, count: int) -> tuple[list[Any], Any]:
             differs = arith.cmpi(arith.CmpIPredicate.ne, seen, number)
             missing = arith.ori(missing, differs)
     return found, missing
-
-
-def _place(start: Any, step: int) -> Any:
-    """Of the words that a thread moves in one of its steps: those of a warp lie side by side."""
-    from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, llvm
-
-    i32, i64 = (ir.IntegerType.get_signless(n) for n in (32, 64))
-    thread = arith.remui(utils.thread_idx(), utils.c(THREADS, i32))
-    number = arith.addi(thread, utils.c(step * THREADS, i32))
-    offset = arith.extui(i64, arith.muli(number, utils.c(_BYTES, i32)))
-    return llvm.inttoptr(llvm.PointerType.get(), arith.addi(llvm.ptrtoint(i64, start), offset))
 
 
 def _add(gpu: Any) -> Any:

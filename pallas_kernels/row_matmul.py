@@ -203,26 +203,11 @@ def _run(
             answer(2 * pair + 1, those)
             return these
 
-        def normed(given: _Norm, total_ref: jax.Ref) -> Array:
-            x = load(given.x.at[0])
-            if given.mailbox is None:
-                y = load(given.y.at[0])
-            else:
-                y = peer_row.summed(plgpu, given.mailbox, given.y.at[0], layout, block)
-            scale = load(given.weight)
-            total = (x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype)
-
-            @pl.when(block == 0)
-            def _() -> None:
-                global_memory.store(plgpu, total_ref.at[0], total)
-
-            row = normed_row(total, scale.astype(jnp.float32), eps)
-            if given.mailbox is not None:  # behind the norm, for which all threads wait
-                peer_row.leave(plgpu, given.mailbox, block, blocks)
-            return row
-
         first = ask(jnp.int32(0))
-        row = normed(given, *sums) if isinstance(given, _Norm) else load(given.at[0])
+        if isinstance(given, _Norm):
+            row = _normed(plgpu, given, *sums, layout, eps, block, blocks)
+        else:
+            row = load(given.at[0])
         row = row.astype(jnp.float32)
         lax.fori_loop(0, lax.div(last, jnp.int32(2)) + 1, two, first)
 
@@ -237,3 +222,31 @@ def _run(
         kernel_name=name,
     )
     return run(given, w)
+
+
+def _normed(
+    gpu: Any,
+    given: _Norm,
+    total_ref: jax.Ref,
+    layout: Any,
+    eps: float,
+    block: Array,
+    blocks: int,
+) -> Float[Array, " E"]:
+    """The row, in one of so many thread blocks, of which the first writes the sum that is normed.
+
+    `gpu` is the module of Mosaic.
+    """
+    load = functools.partial(global_memory.load, gpu, layout=layout)
+    x, mailbox = load(given.x.at[0]), given.mailbox
+    if mailbox is None:
+        y = load(given.y.at[0])
+    else:
+        y = peer_row.summed(gpu, mailbox, given.y.at[0], layout, block)
+    scale = load(given.weight)
+    total = (x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype)
+    pl.when(block == 0)(lambda: global_memory.store(gpu, total_ref.at[0], total))
+    row = normed_row(total, scale.astype(jnp.float32), eps)
+    if mailbox is not None:  # behind the norm, for which all threads wait
+        peer_row.leave(gpu, mailbox, block, blocks)
+    return row

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from quire.engine import mailbox
 from quire.engine.mailbox import SPECS
+from quire.engine.mesh import over as parts_over
 from quire.models.shards import TENSOR as AXIS
 from quire.pallas_kernels import peer_memory
 from quire.pallas_kernels.peer_memory import Mailbox
@@ -23,12 +25,9 @@ def all_gpus() -> Mesh:
 
 
 def over(mesh: Mesh, function: Any, specs: Any, out: Any) -> Any:
-    return jax.jit(
-        jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    )
+    return jax.jit(parts_over(mesh, function, specs, out))
 
 
 def connected(mesh: Mesh, width: int, dtype: str) -> Mailbox:
-    mailbox = over(mesh, lambda: peer_memory.empty(mesh.size, width, dtype), (), SPECS)()
-    connect = over(mesh, lambda box: peer_memory.connected(box, AXIS), (SPECS,), SPECS.peers)
-    return mailbox._replace(peers=connect(mailbox))
+    empty = over(mesh, lambda: peer_memory.empty(mesh.size, width, dtype), (), SPECS)
+    return mailbox.connected(empty(), mesh)

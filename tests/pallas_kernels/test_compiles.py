@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
+from tests.pallas_kernels.peers import SPECS, over
 
-from quire.engine.mailbox import SPECS
 from quire.pallas_kernels import block_reference, peer_gather, peer_memory, peer_sum
 from quire.pallas_kernels.peer_memory import Mailbox
 
@@ -169,7 +169,6 @@ def test_what_gpus_tell_each_other(count: int, width: int) -> None:
     from quire.pallas_kernels import row_matmul
 
     mesh = Mesh(np.array(gpus(count)), ("tensor",))
-    over = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
 
     def placed(shape: tuple[int, ...], dtype: Any, spec: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
@@ -185,11 +184,10 @@ def test_what_gpus_tell_each_other(count: int, width: int) -> None:
     def empty() -> Mailbox:
         return peer_memory.empty(count, width, BFLOAT16)
 
-    specs = SPECS
-    shapes = jax.eval_shape(over(empty, in_specs=(), out_specs=specs))
-    mailbox = jax.tree.map(lambda x, spec: placed(x.shape, x.dtype, spec), shapes, specs)
+    shapes = jax.eval_shape(over(mesh, empty, (), SPECS))
+    mailbox = jax.tree.map(lambda x, spec: placed(x.shape, x.dtype, spec), shapes, SPECS)
     assert peer_gather.fits(3, 4096, jax.eval_shape(empty))
-    run = jax.jit(over(step, in_specs=(P(), P(), P(None, "tensor"), specs), out_specs=P()))
+    run = over(mesh, step, (P(), P(), P(None, "tensor"), SPECS), P())
     x, weight = placed((8, width), BFLOAT16, P()), placed((width,), BFLOAT16, P())
     logits = placed((3, 4096 * count), FLOAT32, P(None, "tensor"))
     text = run.lower(x, weight, logits, mailbox).compile().as_text() or ""
